@@ -1,0 +1,1 @@
+"""The charm's tests, and the throwaway node they run on."""

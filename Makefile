@@ -1,0 +1,30 @@
+# The commands of this project; each does its own set-up.
+TOX = .cache/tools/bin/tox --quiet run
+export TOX_WORK_DIR = .cache/tox
+
+.DEFAULT_GOAL := help
+.PHONY: help set-up demo test format lint unit functional integration lock pin-release clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+set-up: ## Install what the other commands need
+	@tools/set-up
+
+demo: set-up ## Show the charm at work on a throwaway node
+	@$(TOX) -e demo
+
+test: set-up ## Format, lint, types, unit and functional tests
+	@$(TOX) -e lint,unit,functional
+
+format lint unit functional integration: set-up ## One part of it
+	@$(TOX) -e $@
+
+lock: set-up ## Write the lock files anew from pyproject.toml
+	@tools/lock
+
+pin-release: set-up ## Add a Kata release to the table of digests: VERSION=4.1.0
+	@.cache/tools/bin/python tools/pin_release.py "$(VERSION)"
+
+clean: ## Remove what the commands made in this folder
+	@rm -rf .cache .tox build site
