@@ -25,7 +25,7 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(=[0-9A-Za-z.+:~-]+)?")
 _QUANTITY = re.compile(r"([0-9]+(\.[0-9]+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _URL = re.compile(r"https?://[^\s\"'<>\\^`|]+")
-_PLACEHOLDER = re.compile(r"\{([^{}]*)\}?|\}")
+_PLACEHOLDER = re.compile(r"\{(version|arch|name)\}")
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.@-]+")
 _ABSOLUTE = re.compile(r"(/[A-Za-z0-9_.@+:-]+)+")
 _ANNOTATION = re.compile(r"[A-Za-z0-9_.*+?()|\[\]^$-]+")
@@ -83,10 +83,9 @@ def _between(low: int, high: int) -> Callable[[int], int]:
 
 def _url(value: str) -> str:
     value = value.strip()
-    if value:
-        asked = {match[1] for match in _PLACEHOLDER.finditer(value)}
-        if not asked <= {"version", "arch", "name"} or not _URL.fullmatch(value):
-            raise ValueError
+    plain = _PLACEHOLDER.sub("x", value)
+    if value and (not _URL.fullmatch(plain) or set(plain) & set("{}")):
+        raise ValueError
     return value
 
 
