@@ -170,6 +170,35 @@ class Node:
             self._settle(place.parent)
         return True
 
+    def move(self, path: str | os.PathLike[str], to: str | os.PathLike[str]) -> bool:
+        """Rename a file, a link or a folder, with its owner and mode, within one file system.
+
+        Returns:
+            True if it was there.
+
+        Raises:
+            Blocked: something has that name already, or the file system does not let it go.
+        """
+        place, target = self.path(path), self.path(to)
+        if target.is_symlink() or target.exists():
+            raise problems.Blocked(f"{to} is in the way of {path}: move it elsewhere")
+        with self._refused(path):
+            try:
+                os.rename(place, target)
+            except FileNotFoundError:
+                return False
+            self._settle(target.parent)
+        return True
+
+    def put(self, path: str | os.PathLike[str], value: str) -> None:
+        """Hand a value to the kernel through one of its files (sysfs), in a single write.
+
+        Raises:
+            Blocked: there is no such file, or the kernel refuses the value.
+        """
+        with self._refused(path), self.path(path).open("r+b", buffering=0) as file:
+            file.write(value.encode())
+
     @contextlib.contextmanager
     def _refused(self, path: str | os.PathLike[str]) -> Generator[None]:
         try:

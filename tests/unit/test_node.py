@@ -120,3 +120,15 @@ def test_unit_properties_hold_equals_signs(node):
         "ExecStart": "{ path=/bin/a ; argv[]=/bin/a -c=b }",
         "Type": "",
     }
+
+
+def test_a_move_keeps_what_is_moved_and_overwrites_nothing(node):
+    node.lay({"/etc/a": "theirs", "/etc/c": "other"})
+    node.path("/etc/a").chmod(0o640)
+    assert node.move("/etc/a", "/etc/b")
+    assert node.read("/etc/b") == "theirs"
+    assert node.path("/etc/b").stat().st_mode & 0o7777 == 0o640
+    assert not node.move("/etc/a", "/etc/d")
+    with pytest.raises(problems.Blocked, match="/etc/c is in the way of /etc/b"):
+        node.move("/etc/b", "/etc/c")
+    assert node.tree("/etc") == {"/etc/b": "theirs", "/etc/c": "other"}
