@@ -3,7 +3,7 @@ TOX = .cache/tools/bin/tox --quiet run
 export TOX_WORK_DIR = .cache/tox
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo test format lint unit functional integration lock pin-release clean
+.PHONY: help set-up demo test format lint unit functional integration reference docs lock pin-release clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -19,6 +19,12 @@ test: set-up ## Format, lint, types, unit and functional tests
 
 format lint unit functional integration: set-up ## One part of it
 	@$(TOX) -e $@
+
+reference: set-up ## Write the reference pages from charmcraft.yaml
+	@$(TOX) -e reference
+
+docs: set-up ## Build the documentation as a site, below site/
+	@$(TOX) -e docs
 
 lock: set-up ## Write the lock files anew from pyproject.toml
 	@tools/lock
