@@ -34,7 +34,7 @@ def execute(request, stdin):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=request.get("env"),
+            env={**os.environ, **(request.get("env") or {})},
             cwd=request.get("cwd"),
             start_new_session=True,
         )
