@@ -192,8 +192,10 @@ def _zstd(data: bytes) -> bytes:
     return _bounded(decompress, data, zstandard.ZstdError)
 
 
-def _lz4(_: bytes) -> bytes:
-    raise _Unreadable("the image is compressed with LZ4, which is not read here")
+def _lz4(data: bytes) -> bytes:
+    from kata import lz4
+
+    return _bounded(lz4.decompress, data, ValueError)
 
 
 def _bounded(

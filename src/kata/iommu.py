@@ -5,8 +5,8 @@ import gzip
 import re
 from collections.abc import Mapping
 
+from kata import modules, problems
 from kata import node as kata_node
-from kata import problems
 
 GROUPS = "/sys/kernel/iommu_groups"
 UNITS = "/sys/class/iommu"
@@ -91,14 +91,9 @@ def parse_options(text: str) -> dict[str, str]:
     return options
 
 
-def kernel_release(node: kata_node.Node) -> str:
-    """Return the running kernel's release, as `uname -r` prints it."""
-    return (node.read("/proc/sys/kernel/osrelease") or "").strip()
-
-
 def host_options(node: kata_node.Node) -> Mapping[str, str] | None:
     """Return the options that the running kernel was built with; None if it does not tell."""
-    release = kernel_release(node)
+    release = modules.kernel_release(node)
     for path in (f"/boot/config-{release}", f"/lib/modules/{release}/config"):
         text = node.read(path)
         if text:

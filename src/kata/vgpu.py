@@ -167,6 +167,22 @@ def ensure_instances(
     return changed
 
 
+def require(node: kata_node.Node, gpus: Iterable[pci.Function], wanted: str, count: int) -> None:
+    """Look whether the vGPUs wanted are there, and change nothing.
+
+    Raises:
+        Blocked: no driver, no such type, or fewer than `count` of them (at least one).
+    """
+    offered = _offered(node, tuple(gpus), wanted)
+    places = {(each.parent, each.id) for each in offered}
+    there = sum((each.parent, each.type) in places for each in instances(node))
+    if there < max(count, 1):
+        raise problems.Blocked(
+            f"vgpu-count={count}: {there} of type {wanted} exist; create them, or set "
+            "gpu-prepare-host=true"
+        )
+
+
 def remove(node: kata_node.Node) -> bool:
     """Destroy the vGPUs that were made by us, and forget them.
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import pathlib
 
-from kata import iommu, problems
+from kata import modules, problems
 from kata import node as kata_node
 
 RECORD = "/var/lib/kata-charm/vgpu-driver.json"
@@ -35,7 +35,7 @@ def ensure_installed(node: kata_node.Node, package: pathlib.Path) -> bool:
     Raises:
         Blocked: no headers of the running kernel to build with, or the installer fails.
     """
-    release = iommu.kernel_release(node)
+    release = modules.kernel_release(node)
     digest = hashlib.sha256()
     with package.open("rb") as file:
         start = file.read(64)
