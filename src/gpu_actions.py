@@ -1,0 +1,81 @@
+"""The actions on GPUs: check-gpu and list-vgpus. They look and change nothing."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+
+import ops
+
+from kata import gpu_configuration, problems, settings
+from kata import node as kata_node
+
+
+class GpuActions(ops.Object):
+    """Answers what is asked about the GPUs of the machine.
+
+    Args:
+        charm: the charm that has the actions.
+        node: its machine.
+        installed: tells the installed release for these options; None where there is none.
+        attached: tells the file of a resource by its name; None where none is attached.
+    """
+
+    def __init__(
+        self,
+        charm: ops.CharmBase,
+        node: kata_node.Node,
+        installed: Callable[[settings.Settings], gpu_configuration.Installed | None],
+        attached: Callable[[str], pathlib.Path | None],
+    ) -> None:
+        super().__init__(charm, "gpu-actions")
+        self._charm = charm
+        self._node = node
+        self._installed = installed
+        self._attached = attached
+        self.framework.observe(charm.on.check_gpu_action, self._check_gpu)
+        self.framework.observe(charm.on.list_vgpus_action, self._list_vgpus)
+
+    def _check_gpu(self, event: ops.ActionEvent) -> None:
+        from kata import gpu_check, gpu_report
+
+        try:
+            wanted = settings.read(self._charm.config)
+            try:
+                installed = self._installed(wanted)
+            except problems.Problem as problem:
+                event.log(str(problem))
+                installed = None
+            report = gpu_check.look(self._node, wanted, installed, self._attached("guest-kernel"))
+        except problems.Problem as problem:
+            event.fail(str(problem))
+            return
+        event.set_results(
+            {
+                "ready": str(report.ready).lower(),
+                "report": gpu_report.words(report),
+                "gpus": json.dumps([gpu.data() for gpu in report.gpus]),
+                "checks": json.dumps([dataclasses.asdict(each) for each in report.findings]),
+            }
+        )
+
+    def _list_vgpus(self, event: ops.ActionEvent) -> None:
+        from kata import vgpu
+
+        types, instances = vgpu.types(self._node), vgpu.instances(self._node)
+        lines = [
+            f"{each.parent} {each.id} ({each.name}): {each.available} free; {each.description}"
+            for each in types
+        ]
+        lines += [
+            f"{each.uuid}: {each.type} of {each.parent}, /dev/vfio/{each.group}"
+            for each in instances
+        ]
+        event.set_results(
+            {
+                "report": "\n".join(lines)
+                or "no vGPU types: NVIDIA's vGPU host driver is not loaded, or SR-IOV is off",
+                "types": json.dumps([dataclasses.asdict(each) for each in types]),
+                "instances": json.dumps([dataclasses.asdict(each) for each in instances]),
+            }
+        )
