@@ -291,11 +291,11 @@ class Machine:
     def copy_in_tree(self, folder: pathlib.Path, dest: str) -> None:
         """Copy what is in a folder below `dest`, owned by root, links and modes kept."""
         with tempfile.TemporaryFile() as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as tar:
                 tar.add(folder, ".", filter=_as_root)
             file.seek(0)
             self.run(["mkdir", "-p", dest])
-            self.run(["tar", "-x", "-C", dest], stdin=file.read())
+            self.run(["tar", "-xz", "-C", dest], stdin=file.read())
 
     def copy_out(self, path: str) -> bytes:
         """Return a file's content.
@@ -413,9 +413,7 @@ class Machine:
         self._functions.clear()
 
 
-def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    if "__pycache__" in pathlib.PurePath(member.name).parts:
-        return None
+def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = "root"
     return member
