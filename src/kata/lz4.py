@@ -42,7 +42,7 @@ def _block(data: bytes, position: int, end: int, output: bytearray) -> None:
                 length, position = _longer(data, position)
             output += data[position : position + length]
             position += length
-            if position >= end:
+            if position == end:
                 return  # the last run has no copy
             distance = data[position] | data[position + 1] << 8
             position += 2
