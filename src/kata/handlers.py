@@ -32,18 +32,13 @@ _LAST: Number = (1 << 30, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Handler:
-    """One runtime handler.
+class Class:
+    """One way to run pods in virtual machines, as the options ask for it: the same on every node.
 
     Attributes:
-        name: what containerd and the RuntimeClass call it.
-        runtime_class: whether it has a RuntimeClass, of the same name.
+        name: what the RuntimeClass and containerd's handler are called.
         hypervisor: qemu, clh, dragonball or fc.
-        shim: the runtime.
         configuration: path of its Kata configuration file.
-        config_path: whether containerd may be told that path, as `options.ConfigPath`: where it
-            may not, the handler must have no options table at all.
-        snapshotter: containerd's snapshotter for its images; empty for containerd's own choice.
         overhead_memory: memory of a sandbox beside its containers', as a Kubernetes quantity.
         overhead_cpu: CPU of a sandbox beside its containers'.
         gpu: whether its sandboxes get GPUs.
@@ -51,16 +46,30 @@ class Handler:
     """
 
     name: str
-    runtime_class: bool
     hypervisor: str
-    shim: Shim
     configuration: str
-    config_path: bool
-    snapshotter: str
     overhead_memory: str
     overhead_cpu: str
-    gpu: bool = False
-    node_selector: str = ""
+    gpu: bool
+    node_selector: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Handler(Class):
+    """A class on one node: containerd's handler of that name, for the release that is there.
+
+    Attributes:
+        runtime_class: whether it has a RuntimeClass.
+        shim: the runtime.
+        config_path: whether containerd may be told the path of its configuration, as
+            `options.ConfigPath`: where it may not, it must have no options table at all.
+        snapshotter: containerd's snapshotter for its images; empty for containerd's own choice.
+    """
+
+    runtime_class: bool
+    shim: Shim
+    config_path: bool
+    snapshotter: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,79 +147,94 @@ def options_allowed(shim: Shim, kata: Number, containerd: Number | None) -> bool
     return not any(pair.fits(shim, kata, containerd or (1, 5, 0)) for pair in _NO_OPTIONS)
 
 
+def classes(
+    options: settings.Settings, gpu_overhead: tuple[str, str] | None = None
+) -> tuple[Class, ...]:
+    """Return the classes that the options ask for: the main one first.
+
+    Args:
+        options: the charm's.
+        gpu_overhead: memory and CPU that a sandbox with a GPU takes, if there is to be a class
+            for such sandboxes.
+    """
+    guests = _guests(options)
+
+    def ordinary(name: str, hypervisor: str, configuration: str) -> Class:
+        memory, cpu = overhead(hypervisor, guests[hypervisor])
+        return Class(
+            name=name,
+            hypervisor=hypervisor,
+            configuration=configuration,
+            overhead_memory=_unless_auto(options.overhead_memory, memory),
+            overhead_cpu=_unless_auto(options.overhead_cpu, cpu),
+            gpu=False,
+            node_selector=LABEL if options.label_nodes else "",
+        )
+
+    main = ordinary(options.runtime_class, options.hypervisor, MAIN)
+    more = [
+        ordinary(name, hypervisor, _configuration(name))
+        for name, hypervisor in options.extra_runtime_classes
+    ]
+    if gpu_overhead:
+        memory, cpu = gpu_overhead
+        selector = GPU_LABEL if options.label_nodes else ""
+        gpu = dataclasses.replace(main, gpu=True, node_selector=selector)
+        if options.gpu_runtime_class == options.runtime_class:
+            main = dataclasses.replace(
+                gpu,
+                overhead_memory=_unless_auto(options.overhead_memory, memory),
+                overhead_cpu=_unless_auto(options.overhead_cpu, cpu),
+            )
+        else:
+            # The options for overhead are about ordinary sandboxes: a GPU's takes far more.
+            name = options.gpu_runtime_class
+            more.append(
+                dataclasses.replace(
+                    gpu,
+                    name=name,
+                    configuration=_configuration(name),
+                    overhead_memory=memory,
+                    overhead_cpu=cpu,
+                )
+            )
+    return (main, *more)
+
+
 def wanted(
     options: settings.Settings,
     installed: release.Release,
     containerd: Number | None,
     gpu_overhead: tuple[str, str] | None = None,
 ) -> tuple[Handler, ...]:
-    """Return the handlers that the options ask for: the main one first.
+    """Return the handlers of a node: one for each class, and that for untrusted pods.
 
     Args:
         options: the charm's.
         installed: the Kata release.
         containerd: containerd's release, or None where it is not known.
-        gpu_overhead: memory and CPU that a sandbox with a GPU takes, if there is to be a handler
-            for such sandboxes.
+        gpu_overhead: as for `classes`.
 
     Raises:
         Blocked: the releases or the options do not go together.
     """
     shim = installed.shim(options.shim)
     check(options, shim, installed.number, containerd)
-    for hypervisor in {options.hypervisor, *dict(options.extra_runtime_classes).values()}:
-        installed.shipped(hypervisor, shim)  # refuses one that the release does not ship
-
     config_path = options_allowed(shim, installed.number, containerd)
-    guests = _guests(options)
-
-    def handler(name: str, hypervisor: str, configuration: str) -> Handler:
-        memory, cpu = overhead(hypervisor, guests[hypervisor])
-        return Handler(
-            name=name,
-            runtime_class=True,
-            hypervisor=hypervisor,
-            shim=shim,
-            configuration=configuration,
-            config_path=config_path,
-            snapshotter=options.snapshotter,
-            overhead_memory=_unless_auto(options.overhead_memory, memory),
-            overhead_cpu=_unless_auto(options.overhead_cpu, cpu),
-            node_selector=LABEL if options.label_nodes else "",
+    handlers: list[Handler] = []
+    for each in classes(options, gpu_overhead):
+        installed.shipped(each.hypervisor, shim)  # refuses one that the release does not ship
+        handlers.append(
+            Handler(
+                **vars(each),
+                runtime_class=True,
+                shim=shim,
+                config_path=config_path,
+                snapshotter=options.snapshotter,
+            )
         )
-
-    main = handler(options.runtime_class, options.hypervisor, MAIN)
-    more = [
-        handler(name, hypervisor, f"{FOLDER}/configuration-{name}.toml")
-        for name, hypervisor in options.extra_runtime_classes
-    ]
-    if gpu_overhead:
-        memory, cpu = gpu_overhead
-        selector = GPU_LABEL if options.label_nodes else ""
-        if options.gpu_runtime_class == options.runtime_class:
-            main = dataclasses.replace(
-                main,
-                overhead_memory=_unless_auto(options.overhead_memory, memory),
-                overhead_cpu=_unless_auto(options.overhead_cpu, cpu),
-                gpu=True,
-                node_selector=selector,
-            )
-        else:
-            name = options.gpu_runtime_class
-            own = handler(name, options.hypervisor, f"{FOLDER}/configuration-{name}.toml")
-            # The options for overhead are about ordinary sandboxes: a GPU's takes far more.
-            more.append(
-                dataclasses.replace(
-                    own,
-                    overhead_memory=memory,
-                    overhead_cpu=cpu,
-                    gpu=True,
-                    node_selector=selector,
-                )
-            )
-    handlers = [main, *more]
     if options.untrusted_annotation:
-        untrusted = dataclasses.replace(main, name=settings.UNTRUSTED, runtime_class=False)
+        untrusted = dataclasses.replace(handlers[0], name=settings.UNTRUSTED, runtime_class=False)
         handlers.append(untrusted)
     return tuple(handlers)
 
@@ -239,6 +263,10 @@ def _guests(options: settings.Settings) -> dict[str, int]:
         hypervisor: overlay.default_memory(tree, hypervisor) or options.default_memory or _GUEST
         for hypervisor in settings.HYPERVISORS
     }
+
+
+def _configuration(name: str) -> str:
+    return f"{FOLDER}/configuration-{name}.toml"
 
 
 def _unless_auto(asked: str, automatic: str) -> str:
