@@ -10,9 +10,6 @@ import pathlib
 from kata import gpu_configuration, iommu, pci, problems, settings, vfio, vgpu, vgpu_driver
 from kata import node as kata_node
 
-LABEL = "katacontainers.io/kata-gpu"
-"""Label of the nodes that have a GPU for sandboxes; its value is "true"."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
