@@ -1,0 +1,58 @@
+"""What was seen of some files when all was well, so that it costs next to nothing to see it again.
+
+The guard asks this before each start of containerd, and each hook does: it must stay cheap, so it
+compares bytes and imports nothing beyond `os`.
+"""
+
+import os
+from collections.abc import Iterable
+
+Fact = tuple[str, str]
+"""A kind (`file`, `names` or `stat`) and a path."""
+
+_NONE = b"-\0"
+
+
+def record(facts: Iterable[Fact], root: str = "/") -> bytes:
+    """Look, and return what `hold` needs to tell whether anything has changed since.
+
+    Args:
+        facts: what to look at: the text of a `file`, the `names` in a folder, or a file's `stat`.
+        root: what `/` stands for.
+    """
+    pieces: list[bytes] = []
+    for kind, path in facts:
+        seen = _look(kind, os.fsencode(root.rstrip("/") + path))
+        pieces.append(b"%s %d %s\n%s" % (kind.encode(), len(seen), os.fsencode(path), seen))
+    return b"".join(pieces)
+
+
+def hold(recorded: bytes, root: str = "/") -> bool:
+    """Return whether everything is as it was recorded; a record that is none does not hold."""
+    position = 0
+    try:
+        while position < len(recorded):
+            end = recorded.index(b"\n", position)
+            kind, size, path = recorded[position:end].split(b" ", 2)
+            position = end + 1 + int(size)
+            seen = _look(kind.decode(), os.fsencode(root.rstrip("/")) + path)
+            if seen != recorded[end + 1 : position]:
+                return False
+    except ValueError:
+        return False
+    return recorded != b""
+
+
+def _look(kind: str, path: bytes) -> bytes:
+    try:
+        if kind == "file":
+            with open(path, "rb") as file:
+                return file.read()
+        if kind == "names":
+            return b"\0".join(sorted(os.listdir(path)))
+        if kind == "stat":
+            known = os.stat(path)
+            return b"%d %d %d" % (known.st_mtime_ns, known.st_size, known.st_ino)
+    except OSError:
+        return _NONE
+    raise ValueError(kind)
