@@ -79,8 +79,15 @@ class Node:
         """
         try:
             return self.path(path).read_bytes().decode("utf-8", "surrogateescape")
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
+
+    def names(self, path: str | os.PathLike[str]) -> list[str]:
+        """Return the names in a folder, sorted; none where there is no such folder."""
+        try:
+            return sorted(os.listdir(self.path(path)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def write(self, path: str | os.PathLike[str], text: str, mode: int = 0o644) -> bool:
         """Write a file so that a reader sees the old text or the new one, never a part.
