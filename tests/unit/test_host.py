@@ -56,8 +56,8 @@ def test_a_machine_with_all_in_place_passes(ready):
         "/dev/vhost-vsock",
         "/dev/vhost-net",
         "machine",
-        "cgroups",
         "kernel",
+        "cgroups",
     ]
 
 
@@ -238,7 +238,7 @@ def test_a_system_container_is_recognised(node, files, kind):
 @pytest.mark.parametrize(
     ("files", "found", "ok"),
     [
-        (["/sys/fs/cgroup/cgroup.controllers"], "v2", True),
+        (["/sys/fs/cgroup/cgroup.controllers"], "v2 only", True),
         (["/sys/fs/cgroup/unified/cgroup.controllers", "/sys/fs/cgroup/memory/x"], "v1 and", True),
         (["/sys/fs/cgroup/memory/tasks"], "v1", True),
         ([], "none mounted", False),
@@ -249,6 +249,19 @@ def test_cgroups_are_told_as_advice(node, files, found, ok):
     check = next(check for check in host.checks(node) if check.name == "cgroups")
     assert check.found.startswith(found)
     assert (check.ok, check.required) == (ok, False)
+
+
+def test_releases_before_3_0_cannot_use_a_machine_with_cgroups_v2_alone(ready):
+    for kata in ((1, 13, 0), (2, 5, 2)):
+        with pytest.raises(problems.Blocked, match="cgroups: v2 only, expected v1") as blocked:
+            host.require_cgroups(ready, kata)
+        assert len(str(blocked.value)) <= 160
+        assert failing(ready) == {}
+        assert [check.name for check in host.checks(ready, kata) if not check.ok] == ["cgroups"]
+    host.require_cgroups(ready, (3, 0, 0))
+    ready.lay({"/sys/fs/cgroup/unified/cgroup.controllers": ""})
+    ready.remove("/sys/fs/cgroup/cgroup.controllers")
+    host.require_cgroups(ready, (1, 13, 0))
 
 
 @pytest.mark.parametrize(
