@@ -88,8 +88,12 @@ class _Pair:
         )
 
 
-# Pairs that cannot work together. Kata's versions.yaml names containerd 1.7 as the least for 4.x.
-_APART = (_Pair(None, ((4, 0, 0), _LAST), (_FIRST, (1, 7, 0))),)
+# Pairs that their makers do not support. Kata's versions.yaml names containerd 1.7 as the least for
+# 4.x; its Go shim was seen to work with 1.6 all the same.
+_UNSUPPORTED = (_Pair(None, ((4, 0, 0), _LAST), (_FIRST, (1, 7, 0))),)
+# Kata knows a host that has only cgroup v2 from here on (src/runtime/pkg/resourcecontrol). Before,
+# a pod fails with "cgroup mountpoint does not exist" unless sandbox_cgroup_only is set.
+_CGROUP_V2: Number = (3, 0, 0)
 # Pairs in which any options table keeps every pod from starting ("failed to create shim: not
 # found"): containerd 1.5 renamed the message cri.runtimeoptions.v1.Options, which these shims
 # look for. The Rust shim and the Go shim from 2.2.0 on know ConfigPath from every containerd.
@@ -110,13 +114,6 @@ def check(options: settings.Settings, shim: Shim, kata: Number, containerd: Numb
     """
     if not containerd:
         return
-    for pair in _APART:
-        if pair.fits(shim, kata, containerd):
-            raise problems.Blocked(
-                f"Kata {_words(kata)} needs containerd {_words(pair.containerd[1])} or later, "
-                f"not {_words(containerd)}; upgrade containerd, or set kata-version below "
-                f"{_words(pair.kata[0])}"
-            )
     if options.snapshotter and containerd < SNAPSHOTTERS:
         raise problems.Blocked(
             f"option snapshotter={options.snapshotter}: needs containerd {_words(SNAPSHOTTERS)} "
@@ -134,6 +131,34 @@ def check(options: settings.Settings, shim: Shim, kata: Number, containerd: Numb
             f"option {option}={name}: Kata {_words(kata)} with containerd {_words(containerd)} "
             f"takes one configuration only; {remedy}, or set kata-version to 2.2.0 or later"
         )
+
+
+def doubts(
+    shim: Shim, kata: Number, containerd: Number | None, *, cgroup_v2: bool
+) -> tuple[str, ...]:
+    """Say what is known to speak against releases of Kata and of containerd on a host.
+
+    Args:
+        shim: Kata's.
+        kata: its release.
+        containerd: its release, or None where it is not known.
+        cgroup_v2: whether the host has only cgroup v2.
+
+    Returns:
+        A line for each doubt. Pods may run all the same.
+    """
+    found = [
+        f"Kata {_words(kata)} asks for containerd {_words(pair.containerd[1])} or later, and this "
+        f"is {_words(containerd)}"
+        for pair in _UNSUPPORTED
+        if containerd and pair.fits(shim, kata, containerd)
+    ]
+    if cgroup_v2 and kata < _CGROUP_V2:
+        found.append(
+            f"Kata {_words(kata)} asks for cgroup v1, and this host has v2: set kata-version to "
+            f"{_words(_CGROUP_V2)} or later"
+        )
+    return tuple(found)
 
 
 def options_allowed(shim: Shim, kata: Number, containerd: Number | None) -> bool:

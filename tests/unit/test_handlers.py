@@ -101,25 +101,22 @@ def test_a_second_configuration_that_cannot_be_selected_blocks(node):
 
 
 @pytest.mark.parametrize(
-    ("kata", "containerd", "together"),
+    ("shim", "kata", "containerd", "cgroup_v2", "doubts"),
     [
-        ("4.1.0", (1, 6, 20), False),
-        ("4.0.0", (1, 6, 36), False),
-        ("4.1.0", (1, 7, 0), True),
-        ("4.1.0", None, True),
-        ("3.32.0", (1, 6, 20), True),
-        ("1.13.0", (2, 2, 0), True),
+        ("go", (4, 1, 0), (1, 6, 20), True, ["Kata 4.1.0 asks for containerd 1.7.0 or later"]),
+        ("rust", (4, 0, 0), (1, 6, 20), False, ["Kata 4.0.0 asks for containerd 1.7.0 or later"]),
+        ("rust", (4, 1, 0), (1, 7, 0), True, []),
+        ("rust", (4, 1, 0), None, True, []),
+        ("go", (3, 32, 0), (1, 6, 20), True, []),
+        ("go", (2, 5, 2), (1, 6, 20), True, ["Kata 2.5.2 asks for cgroup v1"]),
+        ("go", (1, 13, 0), (1, 6, 20), False, []),
     ],
 )
-def test_releases_that_do_not_work_together_block(kata, containerd, together):
-    release = installed(kata, {("qemu", "go"): "/shipped.toml"})
-    if together:
-        assert handlers.wanted(options(), release, containerd)
-        return
-    with pytest.raises(problems.Blocked, match=r"needs containerd 1\.7\.0 or later") as said:
-        handlers.wanted(options(), release, containerd)
-    assert "kata-version below 4.0.0" in str(said.value)
-    assert len(str(said.value)) <= 160
+def test_what_speaks_against_releases_is_said(shim, kata, containerd, cgroup_v2, doubts):
+    found = handlers.doubts(shim, kata, containerd, cgroup_v2=cgroup_v2)
+    assert len(found) == len(doubts)
+    for line, begin in zip(found, doubts, strict=True):
+        assert line.startswith(begin)
 
 
 def test_a_snapshotter_needs_a_containerd_that_has_it_for_each_handler(node):
