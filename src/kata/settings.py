@@ -72,6 +72,16 @@ def _words(pattern: re.Pattern[str]) -> Callable[[str], tuple[str, ...]]:
     return read
 
 
+def _annotations(value: str) -> tuple[str, ...]:
+    words = _words(_ANNOTATION)(value)
+    for word in words:
+        try:
+            re.compile(word)  # Kata takes each as a regular expression
+        except re.error:
+            raise ValueError from None
+    return words
+
+
 def _between(low: int, high: int) -> Callable[[int], int]:
     def read(value: int) -> int:
         if not low <= value <= high:
@@ -94,7 +104,7 @@ def _classes(value: str) -> tuple[tuple[str, str], ...]:
     for item in filter(None, (part.strip() for part in value.split(","))):
         name, equals, hypervisor = (part.strip() for part in item.partition("="))
         fits = _DNS_LABEL.fullmatch(name) and equals and hypervisor in HYPERVISORS
-        if not fits or name in classes or name == UNTRUSTED:
+        if not fits or name in classes or name in (UNTRUSTED, "runc"):
             raise ValueError
         classes[name] = hypervisor
     return tuple(classes.items())
@@ -174,7 +184,7 @@ OPTIONS: Mapping[str, _Option] = {
         "0, or from 128 to 16777216 (MiB)",
     ),
     "enable-annotations": _Option(
-        str, _words(_ANNOTATION), "annotation names after io.katacontainers.config.hypervisor."
+        str, _annotations, "annotation names after io.katacontainers.config.hypervisor."
     ),
     "debug-console": _Option(bool, _flag, "true or false"),
     "kata-config": _Option(str, _text, "TOML to lay over Kata's configuration"),
