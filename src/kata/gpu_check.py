@@ -114,12 +114,13 @@ def _options(node: kata_node.Node) -> Iterator[Finding]:
     options = iommu.host_options(node)
     for mode, names in ((PASSTHROUGH, iommu.FOR_PASSTHROUGH), (VGPU, iommu.FOR_VGPU)):
         for name in names:
-            known = options is not None
+            there = options is None or not iommu.missing_options(options, (name,))
+            found = "unknown" if options is None else options.get(name)
             yield Finding(
                 f"host kernel {name}",
-                (options or {}).get(name, "n") if known else "unknown",
+                found or ("part of another" if there else "n"),
                 "y or m",
-                not known or not iommu.missing_options(options or {}, (name,)),
+                there,
                 "boot a kernel that has it",
                 modes=(mode,),
             )

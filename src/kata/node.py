@@ -203,8 +203,13 @@ class Node:
         Raises:
             Blocked: there is no such file, or the kernel refuses the value.
         """
-        with self._refused(path), self.path(path).open("r+b", buffering=0) as file:
-            file.write(value.encode())
+        with self._refused(path):
+            # Such a file may be there for writing only, and is never made or cut short.
+            descriptor = os.open(self.path(path), os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, value.encode())
+            finally:
+                os.close(descriptor)
 
     @contextlib.contextmanager
     def _refused(self, path: str | os.PathLike[str]) -> Generator[None]:

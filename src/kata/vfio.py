@@ -23,6 +23,7 @@ MODULES = "/etc/modules-load.d/kata-charm-gpu.conf"
 BLACKLIST = "/etc/modprobe.d/kata-charm-gpu.conf"
 PROBE = "/sys/bus/pci/drivers_probe"
 
+_RULES_HEADER = "# Written by the kata charm: these functions go to virtual machines.\n"
 # A virtual machine may have an IOMMU group whose other endpoints have no driver or one of these
 # (Linux, drivers/vfio/vfio_main.c and group.c).
 HARMLESS = (None, DRIVER, "pci-stub")
@@ -232,19 +233,7 @@ def _persist(
         return any(gone)
     found = tuple(found)
     ours = [each for each in found if each.bdf in record]
-    rules = (
-        "# Written by the kata charm: these functions go to virtual machines.\n"
-        # The last assignment makes the kernel look for a driver again, for the case that
-        # vfio-pci was there before the override.
-        + "".join(
-            'ACTION=="add", SUBSYSTEM=="pci", '
-            f'KERNEL=="{each.bdf}", ATTR{{vendor}}=="0x{each.vendor}", '
-            f'ATTR{{device}}=="0x{each.device}", ATTR{{driver_override}}="{DRIVER}", '
-            'ATTR{[subsystem/pci]drivers_probe}="$kernel"\n'
-            for each in ours
-        )
-    )
-    changed = node.write(RULES, rules)
+    changed = node.write(RULES, _RULES_HEADER + "".join(_rule(each) for each in ours))
     changed |= node.write(MODULES, f"# Written by the kata charm.\n{DRIVER}\n")
     if not any(each.driver == "nouveau" and each.bdf not in record for each in found):
         blacklist = "blacklist nouveau\noptions nouveau modeset=0\n"
@@ -252,6 +241,24 @@ def _persist(
             changed = True
             _renew_initramfs(node)
     return changed
+
+
+def _rule(function: pci.Function) -> str:
+    """Return what udev does when it sees a function, at boot or when it is plugged in.
+
+    A driver that the initramfs or the kernel has bound before is let go, unless it is one that
+    computes. vfio-pci itself is left alone: a sandbox may have the function.
+    """
+    this = (
+        f'ACTION=="add", SUBSYSTEM=="pci", KERNEL=="{function.bdf}", '
+        f'ATTR{{vendor}}=="0x{function.vendor}", ATTR{{device}}=="0x{function.device}"'
+    )
+    others = "|".join((DRIVER, *HOST_DRIVERS))
+    return (
+        f'{this}, ATTR{{driver_override}}="{DRIVER}"\n'
+        f'{this}, DRIVER=="?*", DRIVER!="{others}", ATTR{{driver/unbind}}="$kernel"\n'
+        f'{this}, ATTR{{[subsystem/pci]drivers_probe}}="$kernel"\n'
+    )
 
 
 def _renew_initramfs(node: kata_node.Node) -> None:

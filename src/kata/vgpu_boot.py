@@ -5,6 +5,7 @@ the charm: the standard library only. Its one argument is the record that `kata.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -33,12 +34,20 @@ def create(record: Mapping[str, Mapping[str, str]], bus: pathlib.Path, patience:
         if (folder / "devices" / uuid).exists():
             continue
         try:
-            with (folder / "create").open("r+b", buffering=0) as file:
-                file.write(uuid.encode())
+            _put(folder / "create", uuid)
         except OSError as error:
             print(f"vGPU {uuid} ({instance['type']}): {error}", file=sys.stderr)  # noqa: T201
             failed += 1
     return failed
+
+
+def _put(path: pathlib.Path, value: str) -> None:
+    """Hand a value to the kernel: the file is for writing only, and must be there."""
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
 
 
 def main(path: str) -> int:

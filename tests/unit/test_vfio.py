@@ -94,12 +94,15 @@ def test_the_same_is_bound_after_a_boot(machine):
 
 def test_the_rules_name_each_function_by_address_and_ids(machine):
     vfio.ensure_bound(machine, gpus(machine, "0000:84:00.0"))
-    (rule,) = [line for line in machine.read(RULES).splitlines() if not line.startswith("#")]
-    assert rule == (
+    this = (
         'ACTION=="add", SUBSYSTEM=="pci", KERNEL=="0000:84:00.0", ATTR{vendor}=="0x10de", '
-        'ATTR{device}=="0x15f8", ATTR{driver_override}="vfio-pci", '
-        'ATTR{[subsystem/pci]drivers_probe}="$kernel"'
+        'ATTR{device}=="0x15f8", '
     )
+    assert machine.read(RULES).splitlines()[1:] == [
+        this + 'ATTR{driver_override}="vfio-pci"',
+        this + 'DRIVER=="?*", DRIVER!="vfio-pci|nvidia", ATTR{driver/unbind}="$kernel"',
+        this + 'ATTR{[subsystem/pci]drivers_probe}="$kernel"',
+    ]
     assert "vfio-pci" in machine.read("/etc/modules-load.d/kata-charm-gpu.conf")
 
 
