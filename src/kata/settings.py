@@ -74,11 +74,11 @@ def _words(pattern: re.Pattern[str]) -> Callable[[str], tuple[str, ...]]:
 
 def _annotations(value: str) -> tuple[str, ...]:
     words = _words(_ANNOTATION)(value)
-    for word in words:
-        try:
+    try:
+        for word in words:
             re.compile(word)  # Kata takes each as a regular expression
-        except re.error:
-            raise ValueError from None
+    except re.error:
+        raise ValueError from None
     return words
 
 
