@@ -16,7 +16,6 @@ from kata import modules, problems
 from kata import node as kata_node
 
 Architecture = Literal["amd64", "arm64"]
-Number = tuple[int, int, int]
 
 _ARCHITECTURES: dict[str, Architecture] = {"x86_64": "amd64", "aarch64": "arm64"}
 _MODULES = ("vhost", "vhost_net", "vhost_vsock")
@@ -25,9 +24,6 @@ _KVM_MODULES = {"vmx": "kvm_intel", "svm": "kvm_amd"}
 # linux/kvm.h: _IO(0xAE, 0x00); the answer has been 12 since Linux 2.6.22, and is fixed.
 _KVM_GET_API_VERSION = 0xAE00
 _KVM_API_VERSION = 12
-# Kata 3.0.0 brought "Support for host cgroup v2"; before it every pod fails with "cgroups: cgroup
-# mountpoint does not exist" on a machine that has nothing else.
-_CGROUP_V2: Number = (3, 0, 0)
 # QEMU's io_uring, which Kata's own configuration asks for from 3.0 (block_device_aio).
 _KERNEL = (5, 1)
 
@@ -81,24 +77,14 @@ def in_system_container(node: kata_node.Node) -> str | None:
     return None
 
 
-def checks(node: kata_node.Node, kata: Number | None = None) -> tuple[Check, ...]:
-    """Look at all that Kata asks of the machine; nothing is changed.
-
-    Args:
-        node: the machine.
-        kata: the release in use, or to be installed, if it is known.
-    """
-    looks = (*_HARDWARE, *_DEVICES, *_ADVICE)
-    return (*(look(node) for look in looks), cgroups(node, kata))
+def checks(node: kata_node.Node) -> tuple[Check, ...]:
+    """Look at all that Kata asks of the machine; nothing is changed."""
+    return tuple(look(node) for look in (*_HARDWARE, *_DEVICES, *_ADVICE))
 
 
-def require_cgroups(node: kata_node.Node, kata: Number) -> None:
-    """Refuse a release of Kata that cannot use the machine's control groups.
-
-    Raises:
-        Blocked: it cannot; the message says what would do.
-    """
-    _require(cgroups(node, kata))
+def only_cgroup_v2(node: kata_node.Node) -> bool:
+    """Return whether the machine has control groups of version 2 alone."""
+    return node.exists("/sys/fs/cgroup/cgroup.controllers")
 
 
 def ensure_ready(node: kata_node.Node) -> bool:
@@ -130,22 +116,6 @@ def ensure_modules(node: kata_node.Node) -> bool:
     if flag:
         wanted[_KVM_MODULES[flag]] = _virtualisation_remedy(node)
     return modules.ensure(node, wanted)
-
-
-def cgroups(node: kata_node.Node, kata: Number | None) -> Check:
-    """Look at the machine's control groups with the eyes of a release of Kata, if one is given."""
-    only_v2 = node.exists("/sys/fs/cgroup/cgroup.controllers")
-    if only_v2:
-        found = "v2 only"
-    elif node.exists("/sys/fs/cgroup/unified/cgroup.controllers"):
-        found = "v1 and v2"
-    else:
-        found = "v1" if node.exists("/sys/fs/cgroup/memory") else "none mounted"
-    if not kata or kata >= _CGROUP_V2:
-        return Check("cgroups", found, "v1 or v2", found != "none mounted", required=False)
-    version = ".".join(map(str, kata))
-    remedy = "set kata-version to 3.0.0 or later, or boot with systemd.unified_cgroup_hierarchy=0"
-    return Check("cgroups", found, f"v1 for Kata {version}", not only_v2, remedy)
 
 
 def kvm_api(device: pathlib.Path) -> int:
@@ -213,6 +183,16 @@ def _device(path: str, module: str) -> Callable[[kata_node.Node], Check]:
     return look
 
 
+def _cgroups(node: kata_node.Node) -> Check:
+    if only_cgroup_v2(node):
+        found = "v2 only"
+    elif node.exists("/sys/fs/cgroup/unified/cgroup.controllers"):
+        found = "v1 and v2"
+    else:
+        found = "v1" if node.exists("/sys/fs/cgroup/memory") else "none mounted"
+    return Check("cgroups", found, "v1 or v2", found != "none mounted", required=False)
+
+
 def _kernel(node: kata_node.Node) -> Check:
     release = modules.kernel_release(node)
     numbers = re.match(r"(\d+)\.(\d+)", release)
@@ -245,7 +225,7 @@ _DEVICES: tuple[_Look, ...] = (
     _device("/dev/vhost-vsock", "vhost_vsock"),
     _device("/dev/vhost-net", "vhost_net"),
 )
-_ADVICE: tuple[_Look, ...] = (_placement, _kernel)
+_ADVICE: tuple[_Look, ...] = (_placement, _cgroups, _kernel)
 
 
 def _require(*found: Check) -> None:
