@@ -30,6 +30,11 @@ def join(machine: node.Node, unit: str) -> str:
     return units[0]
 
 
+def is_alone(machine: node.Node, unit: str) -> bool:
+    """Return whether no other unit is there to go on when this one leaves."""
+    return _present(machine, unit) in ([], [unit])
+
+
 def leave(machine: node.Node, unit: str) -> str | None:
     """Take a unit off the list, and return the unit whose turn it is now; None after the last."""
     units = [each for each in _present(machine, unit) if each != unit]

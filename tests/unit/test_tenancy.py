@@ -19,7 +19,9 @@ def test_the_next_takes_over(node):
     _agents(node, "kata/0", "kata-b/3")
     tenancy.join(node, "kata/0")
     tenancy.join(node, "kata-b/3")
+    assert not tenancy.is_alone(node, "kata/0")
     assert tenancy.leave(node, "kata/0") == "kata-b/3"
+    assert tenancy.is_alone(node, "kata-b/3")
     assert tenancy.leave(node, "kata-b/3") is None
     assert node.tree(tenancy.STATE) == {}
 
