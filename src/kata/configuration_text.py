@@ -63,8 +63,10 @@ def render(
     try:
         return toml_changes.apply(shipped, changes, known.mentioned)
     except toml_changes.DoesNotFit as error:
+        words = " ".join(str(error).split())
         raise problems.Blocked(
-            f"option kata-config does not go with Kata's own configuration: {error}; change it"
+            f"Kata's own configuration cannot take what the options ask for: {words}; "
+            "check kata-config"
         ) from error
 
 
