@@ -11,7 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Generator, Mapping
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from typing import Any
 
 from kata import problems
@@ -82,7 +82,7 @@ def worded(url: str, timeout: float) -> Generator[None]:
                 f"the certificate of {host} is not trusted: {cause.verify_message}; "
                 "install its CA on the machine, or correct archive-url"
             ) from error
-        if isinstance(error, ValueError):
+        if isinstance(error, (ValueError, InvalidURL)):
             raise problems.Blocked(f"option archive-url: {error}; correct it") from error
         if isinstance(cause, TimeoutError):
             raise Failed(f"nothing came for {timeout:g} s") from error
