@@ -1,0 +1,214 @@
+"""gpu-mode on a real kernel: a real IOMMU group, real vfio-pci, and what a boot makes of it.
+
+The GPU is an NVIDIA H100 by all that the node's kernel can see; there is nothing behind it.
+"""
+
+import json
+import os
+import pathlib
+
+import pytest
+import yaml
+
+from kata import guest_kernel
+from kata import node as kata_node
+from tests.node import charm, image, pci
+
+GPU, SOUND = "0000:04:00.0", "0000:04:00.1"
+CHARM = yaml.safe_load((charm.REPOSITORY / "charmcraft.yaml").read_text())
+DEFAULTS = {name: option["default"] for name, option in CHARM["config"]["options"].items()}
+PROGRAM = """
+import dataclasses, json, sys
+from kata import gpu, gpu_check, node, problems, settings
+what, config = json.load(sys.stdin)
+wanted = settings.read(config)
+try:
+    if what == "check":
+        report = gpu_check.look(node.Node(), wanted, None)
+        answer = {
+            "gpus": [each.data() for each in report.gpus],
+            "checks": {each.name: each.ok for each in report.findings},
+        }
+    else:
+        answer = dataclasses.asdict(gpu.ensure_host(node.Node(), wanted))
+except problems.Problem as problem:
+    answer = {type(problem).__name__: str(problem)}
+print(json.dumps(answer))
+"""
+
+
+@pytest.fixture
+def node(node):
+    node.copy_in_tree(charm.REPOSITORY / "src", "/root/src")
+    return node
+
+
+def call(node, what, **options):
+    config = {**DEFAULTS, **{name.replace("_", "-"): value for name, value in options.items()}}
+    result = node.run(
+        ["python3", "-c", PROGRAM],
+        stdin=json.dumps([what, config]),
+        env={"PYTHONPATH": "/root/src", "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    return json.loads(result.out)
+
+
+def ensure(node, mode, **options):
+    return call(node, "ensure", gpu_mode=mode, **options)
+
+
+def driver(node, bdf):
+    link = node.run(["readlink", f"/sys/bus/pci/devices/{bdf}/driver"], check=False).out.strip()
+    return os.path.basename(link)
+
+
+def plug(node):
+    """Plug the GPU with its sound function, and wait until the kernel's driver has the latter."""
+    node.plug_gpu(functions=pci.WITH_AUDIO)
+    link = f"/sys/bus/pci/devices/{SOUND}/driver"
+    node.run(f"for n in $(seq 100); do test -e {link} && exit; sleep 0.1; done; exit 1")
+
+
+def group(node, bdf):
+    link = node.run(["readlink", f"/sys/bus/pci/devices/{bdf}/iommu_group"]).out
+    return os.path.basename(link.strip())
+
+
+def files(node):
+    """All files below /etc and the charm's own folders, with their digests."""
+    find = "find /etc /var/lib/kata-charm /usr/local -type f -exec sha256sum {} + 2>/dev/null"
+    return sorted(node.run(find, check=False).out.splitlines())
+
+
+def settled(node):
+    node.run(["udevadm", "settle"])
+
+
+def test_a_gpu_and_its_group_go_to_vfio_and_come_back(node):
+    plug(node)
+    before = files(node)
+    assert (driver(node, GPU), driver(node, SOUND)) == ("", "snd_hda_intel")
+
+    outcome = ensure(node, "passthrough")
+    assert outcome == {
+        "changed": True,
+        "gpus": [GPU],
+        "message": f"GPU {GPU} for sandboxes",
+    }
+    for function in (GPU, SOUND):
+        shown = node.run(["lspci", "-k", "-s", function]).out
+        assert "Kernel driver in use: vfio-pci" in shown
+    assert node.run(["test", "-c", f"/dev/vfio/{group(node, GPU)}"]).ok
+    assert ensure(node, "passthrough")["changed"] is False
+
+    assert ensure(node, "none")["changed"] is True
+    assert (driver(node, GPU), driver(node, SOUND)) == ("", "snd_hda_intel")
+    for function in (GPU, SOUND):
+        override = node.run(["cat", f"/sys/bus/pci/devices/{function}/driver_override"]).out
+        assert override.strip() == "(null)"
+    assert files(node) == before
+
+
+def test_the_kernel_opens_the_group_only_when_all_of_it_is_bound(node):
+    """What QEMU asks of /dev/vfio/<group>, asked here by the same ioctl."""
+    plug(node)
+    ask = (
+        "import fcntl, os, struct, sys; fd = os.open(sys.argv[1], os.O_RDWR);"
+        "answer = bytearray(struct.pack('II', 8, 0));"
+        # linux/vfio.h: VFIO_GROUP_GET_STATUS is _IO(';', 100 + 3); bit 0 is "viable"
+        "fcntl.ioctl(fd, 0x3b67, answer); print(struct.unpack('II', answer)[1] & 1)"
+    )
+    ensure(node, "passthrough")
+    path = f"/dev/vfio/{group(node, GPU)}"
+    assert node.run(["python3", "-c", ask, path]).out.strip() == "1"
+    # The sound card alone goes back by hand: the group is of no use any more.
+    node.run(f"echo > /sys/bus/pci/devices/{SOUND}/driver_override")
+    node.run(f"echo {SOUND} > /sys/bus/pci/devices/{SOUND}/driver/unbind")
+    node.run(f"echo {SOUND} > /sys/bus/pci/drivers_probe")
+    assert node.run(["python3", "-c", ask, path]).out.strip() == "0"
+    assert ensure(node, "passthrough")["changed"] is True
+    assert node.run(["python3", "-c", ask, path]).out.strip() == "1"
+
+
+def test_a_power_cut_and_a_boot_leave_them_bound(node):
+    plug(node)
+    # One that is there from the start of a boot, whose driver the initramfs binds.
+    spare = node.run("lspci -D -d 1af4:1005 | cut -d' ' -f1").out.strip()
+    assert ensure(node, "passthrough", gpu_devices=f"{GPU},{spare}")["gpus"] == [spare, GPU]
+    assert driver(node, spare) == "vfio-pci"
+    node.power_cut()
+
+    node.boot()
+    plug(node)
+    settled(node)
+    assert [driver(node, each) for each in (GPU, SOUND, spare)] == ["vfio-pci"] * 3
+    assert node.run(["test", "-c", f"/dev/vfio/{group(node, GPU)}"]).ok
+    assert ensure(node, "passthrough", gpu_devices=f"{GPU},{spare}")["changed"] is False
+
+    assert ensure(node, "none")["changed"] is True
+    assert driver(node, spare) == "virtio-pci"
+    node.power_cut()
+    node.boot()
+    plug(node)
+    settled(node)
+    assert [driver(node, each) for each in (GPU, SOUND, spare)] == [
+        "",
+        "snd_hda_intel",
+        "virtio-pci",
+    ]
+
+
+def test_what_a_process_uses_is_not_pulled_from_under_it(node):
+    node.plug_gpu()
+    ensure(node, "passthrough")
+    path = f"/dev/vfio/{group(node, GPU)}"
+    user = node.start(
+        ["python3", "-c", f"import time; f = open('{path}', 'r+b', 0); time.sleep(99)"]
+    )
+    node.run(
+        f"for n in $(seq 50); do fuser {path} && break; ls -l /proc/*/fd 2>/dev/null | "
+        f"grep -q {path} && break; sleep 0.1; done"
+    )
+    answer = ensure(node, "none")
+    assert answer.keys() == {"Waiting"}
+    assert f"{GPU} is still used by python3" in answer["Waiting"]
+    assert driver(node, GPU) == "vfio-pci"
+    user.kill()
+    user.wait()
+    assert ensure(node, "none")["changed"] is True
+
+
+def test_the_look_agrees_with_lspci(node):
+    plug(node)
+    report = call(node, "check")
+    (gpu,) = report["gpus"]
+    shown = node.run(["lspci", "-vvnnD", "-s", GPU]).out
+    assert f"{GPU} 3D controller [{gpu['class']}]: NVIDIA" in shown
+    assert f"[{gpu['ids']}]" in shown
+    for bar in gpu["bars"]:
+        width = f"{bar['width']}-bit"
+        kind = "prefetchable" if bar["prefetchable"] else "non-prefetchable"
+        address = bar["address"].removeprefix("0x")
+        line = f"Region {bar['region']}: Memory at {address} ({width}, {kind})"
+        (found,) = [each for each in shown.splitlines() if line in each]
+        assert f"[size={bar['size_words']}]" in found
+    assert f"IOMMU group: {gpu['iommu_group']}" in shown
+    assert [each["bdf"] for each in gpu["group_members"]] == [SOUND]
+    assert [bar["size_words"] for bar in gpu["bars"] if bar["large"]] == ["16G"]
+    assert report["checks"]["IOMMU"]
+    assert report["checks"]["host kernel CONFIG_VFIO_PCI"]
+    assert not report["checks"]["bound to vfio-pci with its IOMMU group"]
+
+
+def test_the_nodes_own_kernel_is_read_as_a_guests_would_be(node, tmp_path):
+    release = node.run(["uname", "-r"]).out.strip()
+    kernel = tmp_path / f"vmlinuz-{release}"
+    kernel.symlink_to(image.ready().kernel)
+    (tmp_path / f"config-{release}").write_bytes(node.copy_out(f"/boot/config-{release}"))
+    read = guest_kernel.read(kata_node.Node(pathlib.Path("/")), str(kernel))
+    assert read.version == release
+    assert read.source == str(tmp_path / f"config-{release}")
+    assert read.options["CONFIG_MODULES"] == "y"
+    # The image was unpacked to look for a configuration inside: the kernel's banner is there.
+    body = guest_kernel.unpacked(kernel.read_bytes())
+    assert f"Linux version {release} ".encode() in body
