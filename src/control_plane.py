@@ -1,0 +1,243 @@
+"""The relation kube-control: what is asked of the control plane, and the access that it gives.
+
+The request and the credentials have the form of the library `ops.interface_kube_control`. It is
+imported only when they change, because pydantic costs as much as the rest of a hook; an access
+that still fits what the relation says is kept in a file of root's.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import urllib.parse
+from collections.abc import Generator, Mapping
+from typing import Any, cast
+
+import ops
+
+from kata import api, credentials, kubelet, node, problems, tenancy
+
+log = logging.getLogger(__name__)
+
+ENDPOINT = "kube-control"
+NODE = "system:node:"  # the user that a kubelet is, before the name of its node
+SCHEMAS = "[0, 1]"  # credentials in clear, credentials as a secret
+# Charmed Kubernetes sends no CA certificate: it puts it on every machine of the cluster.
+CA = "/root/cdk/ca.crt"
+# Canonical Kubernetes runs everything on the machine, kubelet included, from this snap.
+CANONICAL = "/var/snap/k8s/common"
+
+
+class Requirer(ops.Object):
+    """Our end of kube-control.
+
+    Args:
+        charm: the charm.
+        machine: the machine that it is on.
+    """
+
+    def __init__(self, charm: ops.CharmBase, machine: node.Node) -> None:
+        super().__init__(charm, "control-plane")
+        self.unit = charm.unit
+        self.machine = machine
+        self._file = f"{tenancy.STATE}/access-{charm.unit.name.replace('/', '-')}.json"
+        self.framework.observe(charm.on.secret_changed, self._on_secret_changed)
+
+    def request(self) -> bool:
+        """Ask for credentials; return True if the request has changed."""
+        relation = self._relation()
+        identity = relation and self._identity(relation)
+        if not relation or not identity:
+            return False
+        user, group = identity
+        wanted = {"kubelet_user": user, "auth_group": group, "schema_vers": SCHEMAS}
+        ours = relation.data[self.unit]
+        if all(ours.get(key) == value for key, value in wanted.items()):
+            return False
+        from ops.interface_kube_control.model import AuthRequest
+
+        asked = AuthRequest.model_validate(wanted)
+        form: Any = asked.model_dump(  # pyright: ignore[reportUnknownMemberType]
+            exclude_none=True, by_alias=True
+        )
+        ours.update(cast("dict[str, str]", form))
+        return True
+
+    def access(self) -> credentials.Access | None:
+        """Return how to reach the API server; None without a relation.
+
+        Raises:
+            Waiting: the control plane has not sent everything yet, or something that is no use.
+        """
+        relation = self._relation()
+        if relation is None:
+            return None
+        user = relation.data[self.unit].get("kubelet_user", "")
+        sent = {
+            unit.name: dict(relation.data[unit])
+            for unit in sorted(relation.units, key=lambda unit: unit.name)
+        }
+        ca = self.machine.read(CA)
+        source = hashlib.sha256(json.dumps([user, sent, ca]).encode()).hexdigest()
+        if kept := credentials.load(self.machine, self._file, source):
+            return kept
+        try:
+            access = self._made(user, sent, ca)
+        except _NotSent as error:
+            raise problems.Waiting(f"waiting for {relation.app.name}: {error}") from error
+        credentials.save(self.machine, self._file, access, source)
+        return access
+
+    def last_access(self) -> credentials.Access | None:
+        """Return the access that was used last, for hooks that run while the relation goes."""
+        return credentials.load(self.machine, self._file)
+
+    def forget(self) -> bool:
+        """Forget the credentials; return True if there were any."""
+        return self.machine.remove(self._file)
+
+    @contextlib.contextmanager
+    def server(self, access: credentials.Access | None = None) -> Generator[api.Server | None]:
+        """Give a conversation with the API server; None without a relation.
+
+        Args:
+            access: how to reach it; by default as `access` says.
+
+        Raises:
+            Waiting: as for `access`.
+        """
+        access = access or self.access()
+        if access is None:
+            yield None
+            return
+        server = api.Server(access)
+        try:
+            yield server
+        finally:
+            server.close()
+            if server.refused:
+                self.forget()  # so that the next event reads what has been sent since
+
+    def _on_secret_changed(self, _: ops.SecretChangedEvent) -> None:
+        self.forget()
+
+    def _relation(self) -> ops.Relation | None:
+        return self.model.get_relation(ENDPOINT)
+
+    # Asking
+
+    def _identity(self, relation: ops.Relation) -> tuple[str, str] | None:
+        """Return the user and the group to ask for; None while that is open.
+
+        The leader asks for `system:masters`: no lesser group may write RuntimeClasses. So does
+        every unit on Charmed Kubernetes, which hands out the admin's token whatever is asked for.
+        On Canonical Kubernetes any other unit asks to be this machine's node, which may label
+        itself, and has no rights that the kubelet here does not have anyway.
+        """
+        unit = f"{self.unit.name}@{self.model.uuid}", "system:masters"
+        if self.unit.is_leader():
+            return unit
+        asked = relation.data[self.unit].get("kubelet_user", "")
+        if asked.startswith(NODE):
+            return asked, "system:nodes"
+        sent = [relation.data[each] for each in relation.units]
+        if not any("api-endpoints" in each for each in sent):
+            return None
+        if not self.machine.exists(CANONICAL):
+            return unit
+        # Charmed Kubernetes names kubelets in the same way: it would take our request for its
+        # kubelet's, and withdraw kubelet's token when our unit goes. So its control plane must
+        # not be taken for the other: one sign is not enough.
+        user = f"{NODE}{kubelet.name(self.machine)}"
+        for each in sent:
+            scope = _entry(each.get("creds", ""), user).get("scope", self.unit.name)
+            if "ca-certificate-secret-id" not in each or scope != self.unit.name:
+                return unit
+        return user, "system:nodes"
+
+    # Reading what was sent
+
+    def _made(
+        self, user: str, sent: Mapping[str, Mapping[str, str]], ca: str | None
+    ) -> credentials.Access:
+        """Return the access that the relation's data amounts to."""
+        urls = sorted({url for each in sent.values() for url in _urls(each)})
+        if not urls:
+            raise _NotSent("it has sent no api-endpoints over kube-control")
+        entries = (_entry(each.get("creds", ""), user) for each in sent.values())
+        entry = next(filter(None, entries), None)
+        if not user or entry is None:
+            raise _NotSent("it has sent no credentials for this unit over kube-control")
+        token = self._token(entry, user)
+        ids = (each.get("ca-certificate-secret-id") for each in sent.values())
+        if secret := next(filter(None, ids), None):
+            ca = self._secret(secret).get("ca-certificate")
+        if not ca:
+            raise _NotSent(f"it has sent no CA certificate, and there is no {CA}")
+        return credentials.Access(urls[0], token, ca, tuple(urls[1:]))
+
+    def _token(self, entry: Mapping[str, Any], user: str) -> str:
+        import pydantic
+        from ops.interface_kube_control.model import Creds
+
+        try:
+            creds: Any = Creds.model_validate(entry)
+            # On Charmed Kubernetes the kubelet token is for the user that we asked for, and the
+            # client token is the admin's; on Canonical Kubernetes there is only the latter, and
+            # it is for our user.
+            token = str(
+                creds.load_kubelet_token(self.model, user)
+                or creds.load_client_token(self.model, user)
+            )
+        except pydantic.ValidationError as error:
+            # Its own words quote what was sent.
+            fields = ", ".join(str(each["loc"][0]) for each in error.errors())
+            raise _NotSent(f"its credentials over kube-control lack a valid {fields}") from None
+        except KeyError as error:
+            raise _NotSent(f"its secret over kube-control lacks {error}") from error
+        except ops.ModelError as error:
+            raise _NotSent("its secret over kube-control is gone or not granted") from error
+        if not token or not (token.isascii() and token.isprintable()) or " " in token:
+            raise _NotSent("its credentials over kube-control are empty or malformed")
+        return token
+
+    def _secret(self, name: str) -> dict[str, str]:
+        try:
+            return self.model.get_secret(id=name).get_content(refresh=True)
+        except ops.ModelError as error:
+            raise _NotSent("the secret with its CA certificate is gone or not granted") from error
+
+
+class _NotSent(Exception):
+    """Something is missing in what the control plane has sent."""
+
+
+def _urls(sent: Mapping[str, str]) -> list[str]:
+    """Return the https URLs of one unit of the control plane."""
+    listed = _parsed(sent.get("api-endpoints", ""))
+    urls = (
+        [str(url).rstrip("/") for url in cast("list[Any]", listed)]
+        if isinstance(listed, list)
+        else []
+    )
+    return [url for url in urls if _is_https(url)]
+
+
+def _is_https(url: str) -> bool:
+    with contextlib.suppress(ValueError):
+        parts = urllib.parse.urlsplit(url)
+        return parts.scheme == "https" and bool(parts.hostname) and (parts.port or 443) > 0
+    return False
+
+
+def _entry(creds: str, user: str) -> dict[str, Any]:
+    """Return what was sent for a user; empty where there is nothing."""
+    everyone = _parsed(creds)
+    entry: Any = cast("dict[str, Any]", everyone).get(user) if isinstance(everyone, dict) else None
+    return cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
+
+
+def _parsed(text: str) -> object:
+    with contextlib.suppress(ValueError):
+        return json.loads(text)
+    return None
