@@ -42,11 +42,11 @@ _READ: frozenset[Path] = frozenset(
 class Disk(Protocol):
     """Where files are read from."""
 
-    def read(self, path: str) -> str | None:
+    def read(self, path: str, /) -> str | None:
         """Return a file's text, or None where there is no such file."""
         ...
 
-    def names(self, folder: str) -> list[str]:
+    def names(self, folder: str, /) -> list[str]:
         """Return the names in a folder, sorted; none where there is no such folder."""
         ...
 
@@ -117,9 +117,32 @@ def read(main: str, disk: Disk) -> tuple[File, ...]:
         if path in found or (text is None and path != main):
             continue
         found[path] = _file(path, text or "")
-        for pattern in found[path].imports:
-            pending += _matching(pattern, disk) if "*" in pattern else [pattern]
+        pending += imported(found[path], disk)
     return tuple(found.values())
+
+
+def imported(file: File, disk: Disk) -> list[str]:
+    """Return the paths that a file imports, in containerd's order; some may be missing."""
+    paths: list[str] = []
+    for pattern in file.imports:
+        paths += _matching(pattern, disk) if "*" in pattern else [pattern]
+    return paths
+
+
+def seen(files: Iterable[File]) -> list[tuple[str, str]]:
+    """Return what decides what these files are and say: facts that `facts.record` can keep."""
+    found = list(files)
+    patterns = [pattern for file in found for pattern in file.imports if "*" in pattern]
+    folders = {folder for pattern in patterns for folder in _folders(pattern)}
+    return [("file", file.path) for file in found] + [("names", each) for each in sorted(folders)]
+
+
+def _folders(pattern: str) -> list[str]:
+    """Return the folders whose names decide what a pattern matches."""
+    folder = pattern.rpartition("/")[0]
+    while _META.search(folder):
+        folder = folder.rpartition("/")[0]
+    return [folder or "/"]
 
 
 def value(files: Iterable[File], *path: str) -> str:

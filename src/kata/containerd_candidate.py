@@ -1,0 +1,62 @@
+"""Asks containerd itself about a configuration that is not in its place yet.
+
+This module runs in hooks and in the guard before containerd starts.
+"""
+
+from kata import containerd_files, containerd_release, node, toml_statements
+from kata.containerd_files import Disk, Release
+
+FOLDER = f"{containerd_release.FOLDER}/candidate"
+"""Private copies: they are gone when the answer is there."""
+
+DUMP: Release = (1, 3, 0)
+"""First containerd that can check a configuration without starting."""
+_LIMIT = 20  # seconds; it takes 0.03
+
+
+def dump(
+    machine: node.Node, binary: str, main: str, disk: Disk, limit: float = _LIMIT
+) -> node.Ran:
+    """Let containerd read a configuration and print what it makes of it.
+
+    The copies import each other as the originals do, so nothing of the originals is read.
+
+    Args:
+        machine: where containerd is.
+        binary: path of containerd.
+        main: path of its main file.
+        disk: the files as they are to be.
+        limit: seconds.
+    """
+    files = containerd_files.read(main, disk)
+    copies = {file.path: f"{FOLDER}/{number}.toml" for number, file in enumerate(files)}
+    containerd_release.make_folder(machine)
+    machine.path(FOLDER).mkdir(exist_ok=True, mode=0o700)
+    try:
+        for file in files:
+            if file.path != main or disk.read(main) is not None:
+                imports = containerd_files.imported(file, disk)
+                text = _importing(file.text, [copies.get(each, each) for each in imports])
+                machine.write(copies[file.path], text, mode=0o600)
+        return machine.run(
+            binary, "--config", copies[main], "config", "dump", check=False, timeout=limit
+        )
+    finally:
+        for copy in copies.values():
+            machine.remove(copy)
+        machine.remove(FOLDER)
+
+
+def original(words: str, main: str, disk: Disk) -> str:
+    """Return what containerd said of the copies as if it had been said of the originals."""
+    for number, file in enumerate(containerd_files.read(main, disk)):
+        words = words.replace(f"{FOLDER}/{number}.toml", file.path)
+    return words
+
+
+def _importing(text: str, paths: list[str]) -> str:
+    for statement in toml_statements.statements(text):
+        if statement.path == ("imports",) and statement.value:
+            start, end = statement.value
+            return text[:start] + "[" + ", ".join(f'"{each}"' for each in paths) + "]" + text[end:]
+    return text
