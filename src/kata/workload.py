@@ -1,0 +1,224 @@
+"""A node from nothing to Kata, and back: the steps, in the order in which they are safe.
+
+What can refuse comes before what changes. What containerd reads comes last, and containerd is
+restarted only there. On the way back it is the other way round.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Mapping
+
+from kata import (
+    configuration,
+    configuration_text,
+    containerd,
+    containerd_handlers,
+    guard,
+    handlers,
+    host,
+    installation,
+    modules,
+    overlay,
+    packages,
+    problems,
+    release,
+    settings,
+    sources,
+    tenancy,
+)
+from kata import node as kata_node
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """How a node is, after `ensure`."""
+
+    release: release.Release | None
+    """None where Kata is not installed by this unit."""
+    handlers: tuple[str, ...] = ()
+    """What containerd calls them, the main one first."""
+    gpus: tuple[str, ...] = ()
+    """Addresses of the GPUs that sandboxes can have."""
+    notes: tuple[str, ...] = ()
+    """What the operator should know, and need not act on."""
+    problem: problems.Problem | None = None
+    """What keeps a part from being ready that ordinary sandboxes do not need."""
+
+    @property
+    def message(self) -> str:
+        """One line for the unit's status."""
+        if not self.release:
+            return "; ".join(self.notes)
+        behind = f"{self.release.version}; {', '.join(self.handlers)}"
+        return "; ".join((f"Kata runtime available ({behind})", *self.notes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gpus:
+    """What has come of the GPUs."""
+
+    addresses: tuple[str, ...] = ()
+    overhead: tuple[str, str] | None = None
+    extra: configuration_text.Extra | None = None
+    notes: tuple[str, ...] = ()
+    problem: problems.Problem | None = None
+
+
+def ensure(
+    node: kata_node.Node,
+    options: settings.Settings,
+    attached: Mapping[str, pathlib.Path],
+    progress: Progress,
+    *,
+    again: bool = False,
+) -> Report:
+    """Bring a node to what the options ask for.
+
+    Args:
+        node: the machine.
+        options: the charm's.
+        attached: the resources that are not empty, by name.
+        progress: told in a few words what takes long.
+        again: try once more what containerd did not come back with last time.
+
+    Raises:
+        Problem: it cannot be done; what worked before works on.
+    """
+    if kind := host.in_system_container(node):
+        return Report(None, notes=(f"Kata not installed here: system container ({kind})",))
+    if options.kata_config:
+        overlay.read(options.kata_config)
+    found = containerd.find(node, options)
+    host.ensure_ready(node)
+    archive = attached.get(sources.RESOURCE)
+    if not archive and not options.packages:
+        # Refuse before some hundred megabytes are downloaded for nothing.
+        version = options.kata_version
+        shim = release.default_shim(version) if options.shim == "auto" else options.shim
+        handlers.check(options, shim, release.number(version), found.release)
+    installation.ensure_installed(node, options, archive, progress)
+    installed = release.installed(node)
+    if not installed:
+        raise problems.Blocked(f"no Kata release at {release.PREFIX}: set kata-version, or attach")
+
+    gpus = _ensure_gpus(node, options, installed, attached)
+    wanted = handlers.wanted(options, installed, found.release, gpus.overhead)
+    extras = {each.name: gpus.extra for each in wanted if each.gpu and gpus.extra}
+    written = configuration.ensure(node, installed, wanted, options, extras)
+    for warning in written.warnings:
+        log.warning("%s", warning)
+    installation.ensure_shim(node, installed, wanted[0].shim)
+    containerd_handlers.ensure(node, found, wanted, again=again)
+    guard.ensure(node, found)
+    if kept := installation.collect(node):
+        log.info("kept for the sandboxes that run from them: %s", ", ".join(kept))
+    packages.remove_dead_source(node)
+    return Report(
+        installed,
+        tuple(each.name for each in wanted),
+        gpus.addresses,
+        (*gpus.notes, *_doubts(node, installed, wanted[0].shim, found.release)),
+        gpus.problem,
+    )
+
+
+def gpu_overhead(options: settings.Settings) -> tuple[str, str] | None:
+    """Return the memory and CPU that a sandbox with a GPU takes; None while there is to be none."""
+    if options.gpu_mode == "none":
+        return None
+    from kata import gpu_configuration
+
+    return gpu_configuration.overhead(options)
+
+
+def remove(node: kata_node.Node, options: settings.Settings | None) -> None:
+    """Take away from a node all that is the charm's, but for what a running sandbox needs.
+
+    A step that fails is logged, and does not keep the others from being taken.
+
+    Args:
+        node: the machine.
+        options: the charm's, which may say where containerd is; None if they cannot be read.
+    """
+
+    def containerds_own() -> None:
+        found = None
+        with contextlib.suppress(problems.Problem):
+            found = containerd.find(node, options) if options else None
+        containerd_handlers.remove(node, found)
+
+    def releases() -> None:
+        if kept := installation.remove(node):
+            log.warning("left for the sandboxes that run from them: %s", ", ".join(kept))
+
+    def gpus() -> None:
+        from kata import gpu
+
+        gpu.undo(node)
+
+    steps: tuple[Callable[[], object], ...] = (
+        lambda: guard.remove(node),
+        containerds_own,
+        lambda: configuration.remove(node),
+        gpus,
+        releases,
+        lambda: modules.release(node),
+        lambda: node.remove(tenancy.STATE),
+    )
+    for step in steps:
+        try:
+            step()
+        except (problems.Problem, OSError) as problem:
+            log.warning("left on the machine: %s", problem)
+
+
+def _ensure_gpus(
+    node: kata_node.Node,
+    options: settings.Settings,
+    installed: release.Release,
+    attached: Mapping[str, pathlib.Path],
+) -> _Gpus:
+    """Make the GPUs ready, or give them back. Ordinary sandboxes do not wait for them."""
+    from kata import gpu, gpu_configuration
+
+    try:
+        outcome = gpu.ensure_host(node, options, attached.get("vgpu-driver"))
+        notes = (outcome.message,) if outcome.message else ()
+        shim = installed.shim(options.shim)
+        made = gpu_configuration.configuration(
+            node,
+            options,
+            gpu_configuration.Installed(
+                installed.number,
+                shim,
+                installed.shipped(options.hypervisor, shim),
+                host.machine(node),
+            ),
+            attached.get("guest-kernel"),
+        )
+    except problems.Problem as problem:
+        return _Gpus(problem=problem)
+    if not made:
+        return _Gpus(notes=notes)
+    return _Gpus(
+        outcome.gpus,
+        (made.overhead_memory, made.overhead_cpu),
+        configuration_text.Extra(made.changes, made.kernel_params_add, made.base),
+        (*notes, *made.notes),
+    )
+
+
+def _doubts(
+    node: kata_node.Node, installed: release.Release, shim: release.Shim, found: release.Number
+) -> tuple[str, ...]:
+    doubts = handlers.doubts(shim, installed.number, found, cgroup_v2=host.only_cgroup_v2(node))
+    fragments = configuration.fragments(node, installed.number, shim)
+    if fragments:
+        doubts += (f"also read by Kata: {', '.join(fragments)}",)
+    return doubts
