@@ -62,12 +62,17 @@ def undo(node: kata_node.Node) -> bool:
         True if anything has changed.
 
     Raises:
-        Waiting: a sandbox still has a GPU or a vGPU.
+        Waiting: a sandbox still has a GPU or a vGPU; what can be undone is.
     """
-    changed = _leave_vgpu(node)
-    changed |= vfio.give_back(node)
-    changed |= iommu.forget_next_boot(node)
-    changed |= gpu_configuration.forget(node)
+    problem: problems.Problem | None = None
+    changed = False
+    for step in (_leave_vgpu, vfio.give_back, iommu.forget_next_boot, gpu_configuration.forget):
+        try:
+            changed |= step(node)
+        except problems.Problem as found:  # noqa: PERF203 - what can be undone now is
+            problem = problem or found
+    if problem:
+        raise problem
     return changed
 
 

@@ -147,13 +147,16 @@ def give_back(node: kata_node.Node, keep: Iterable[str] = ()) -> bool:
         True if anything has changed.
 
     Raises:
-        Waiting: a sandbox still uses one of them; nothing has changed.
+        Waiting: a sandbox still uses one of them; all stay bound, until the next boot at most.
     """
     record = recorded(node)
     leaving = {bdf: driver for bdf, driver in record.items() if bdf not in set(keep)}
     if not leaving:
         return False
     found = pci.functions(node)
+    kept = {bdf: driver for bdf, driver in record.items() if bdf not in leaving}
+    # The boots to come first: whatever happens to us now, the next one gives them back.
+    _persist(node, found, kept)
     present = [each for each in found if each.bdf in leaving]
     for each in present:
         # The kernel would keep us waiting until the virtual machine has gone.
@@ -161,11 +164,8 @@ def give_back(node: kata_node.Node, keep: Iterable[str] = ()) -> bool:
         if users:
             raise problems.Waiting(
                 f"{each.bdf} is still used by {', '.join(map(str, users))}: it goes back to the "
-                "host when that pod has gone"
+                "host when that pod has gone, or at the next boot"
             )
-    kept = {bdf: driver for bdf, driver in record.items() if bdf not in leaving}
-    # The rules first: a power cut then finds nothing that a boot would bind again.
-    _persist(node, found, kept)
     for each in present:
         _release(node, each, leaving[each.bdf])
     _write_record(node, kept)

@@ -190,19 +190,22 @@ def remove(node: kata_node.Node) -> bool:
         True if anything has changed.
 
     Raises:
-        Waiting: one is still in a sandbox; nothing has changed then.
+        Waiting: one is still in a sandbox; all stay, until the next boot at most.
     """
-    record = _recorded(node)
     if not node.exists(RECORD):
         return False
-    there = {each.uuid: each for each in instances(node)}
-    _destroy(node, set(record["instances"]), there)
+    # The boots to come first: whatever happens to us now, the next one makes none.
+    if node.exists(BOOT_UNIT):
+        node.run("systemctl", "disable", pathlib.PurePath(BOOT_UNIT).name, check=False)
+        node.remove(BOOT_UNIT)
+        node.run("systemctl", "daemon-reload", check=False)
+    for path in (BOOT_PROGRAM, str(pathlib.PurePath(BOOT_PROGRAM).parent)):
+        node.remove(path)
+    record = _recorded(node)
+    _destroy(node, set(record["instances"]), {each.uuid: each for each in instances(node)})
     for bdf in record["sriov"]:
         node.run(SRIOV_MANAGE, "-d", bdf, check=False, timeout=60)
-    node.run("systemctl", "disable", pathlib.PurePath(BOOT_UNIT).name, check=False)
-    for path in (BOOT_UNIT, BOOT_PROGRAM, str(pathlib.PurePath(BOOT_PROGRAM).parent), RECORD):
-        node.remove(path)
-    node.run("systemctl", "daemon-reload", check=False)
+    node.remove(RECORD)
     return True
 
 

@@ -113,6 +113,19 @@ def test_and_going_back_takes_the_word_away(tmp_path):
     assert traces(machine) == before
 
 
+def test_a_sandbox_that_still_runs_keeps_its_gpu_and_nothing_else(machine):
+    before = traces(machine)
+    gpu.ensure_host(machine, options())
+    machine.lay({"/etc/default/grub.d/90-kata-charm-iommu.cfg": ""})
+    machine.process(4711, "qemu-system-x86", "/dev/vfio/54")
+    with pytest.raises(problems.Waiting, match=r"0000:84:00\.0 is still used"):
+        gpu.undo(machine)
+    assert traces(machine).keys() - before.keys() == {"/var/lib/kata-charm/vfio.json"}
+    machine.ends(4711)
+    assert gpu.undo(machine)
+    assert traces(machine) == before
+
+
 def test_after_the_reboot_it_goes_on(tmp_path):
     machine = without_iommu(tmp_path)
     with pytest.raises(problems.Blocked):

@@ -192,12 +192,33 @@ def test_a_kernel_without_vfio_pci_is_named(machine):
 def test_nothing_is_pulled_from_under_a_sandbox(machine):
     vfio.ensure_bound(machine, gpus(machine))
     machine.process(4711, "qemu-system-x86", "/dev/kvm", "/dev/vfio/45")
-    before = machine.tree()
+    bound, record = drivers(machine), vfio.recorded(machine)
     with pytest.raises(problems.Waiting, match=r"0000:04:00\.0 is still used by qemu.* \(4711\)"):
         vfio.give_back(machine)
-    assert machine.tree() == before
+    assert drivers(machine) == bound
+    assert vfio.recorded(machine) == record
     machine.ends(4711)
     assert vfio.give_back(machine)
+
+
+def test_what_has_to_wait_goes_back_with_the_next_boot_at_the_latest(machine):
+    before = drivers(machine)
+    vfio.ensure_bound(machine, gpus(machine))
+    machine.process(4711, "qemu-system-x86", "/dev/vfio/45")
+    with pytest.raises(problems.Waiting, match="or at the next boot"):
+        vfio.give_back(machine)
+    machine.boot()
+    assert drivers(machine) == before
+
+
+def test_and_is_wanted_again_all_the_same(machine):
+    vfio.ensure_bound(machine, gpus(machine))
+    rules = machine.read(RULES)
+    machine.process(4711, "qemu-system-x86", "/dev/vfio/45")
+    with pytest.raises(problems.Waiting):
+        vfio.give_back(machine)
+    assert vfio.ensure_bound(machine, gpus(machine))
+    assert machine.read(RULES) == rules
 
 
 def test_group_4_is_not_group_45(tmp_path):

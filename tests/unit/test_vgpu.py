@@ -113,6 +113,7 @@ def test_none_is_destroyed_while_a_sandbox_uses_it(machine):
     with pytest.raises(problems.Waiting, match=rf"{user.uuid} is still used by qemu.*4711"):
         vgpu.remove(machine)
     assert made(machine) == before
+    assert not machine.exists(vgpu.BOOT_UNIT), "the next boot makes none"
     machine.ends(4711)
     assert vgpu.remove(machine)
     assert made(machine) == {}
