@@ -13,8 +13,6 @@ import pytest
 from kata import disk, download, https, problems, release
 from tests.unit import web
 
-pytest_plugins = ["tests.unit.web"]
-
 BODY = web.BODY
 DIGEST = hashlib.sha256(BODY).hexdigest()
 WHERE = f"{release.STATE}/downloads/kata.tar.zst"
