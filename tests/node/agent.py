@@ -11,6 +11,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from tests.node import qmp
+
 GRACE = 30  # seconds that an answer may come after a command's own time limit
 
 
@@ -80,8 +82,7 @@ class Agent:
     """A connection to the agent of one running node."""
 
     def __init__(self, path: pathlib.Path):
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(str(path))
+        self._socket = qmp.connected(path)
         self._numbers = itertools.count(1)
         self._sending = threading.Lock()
         self._commands: dict[int, Command] = {}

@@ -75,6 +75,16 @@ class Image:
         return self.folder / "vmlinuz"
 
     @property
+    def sleep(self) -> pathlib.Path:
+        """A program of the node's own that does nothing for a given time."""
+        return self.folder / "sleep"
+
+    @property
+    def busybox(self) -> pathlib.Path:
+        """The node's static busybox."""
+        return self.folder / "busybox"
+
+    @property
     def initrd(self) -> pathlib.Path:
         """Busybox and the modules that the root disk needs."""
         return self.folder / "initrd"
@@ -136,13 +146,15 @@ def _build(folder: pathlib.Path, variant: str) -> None:
         _tune(root)
         (version,) = os.listdir(root / "usr/lib/modules")
         shutil.move(root / "boot" / f"vmlinuz-{version}", folder / "vmlinuz")
+        for program in ("usr/bin/sleep", "usr/bin/busybox"):
+            shutil.copy(root / program, folder)
         _make_initrd(root, version, folder / "initrd")
         with (folder / "disk.raw").open("wb") as disk:
             disk.truncate(DISK)
         _run("mke2fs", "-q", "-F", "-t", "ext4", "-N", "262144", "-d", root, folder / "disk.raw")
         owner = int(os.environ.get("SUDO_UID", "0")), int(os.environ.get("SUDO_GID", "0"))
-        for file in ("disk.raw", "vmlinuz", "initrd"):
-            (folder / file).chmod(0o644)
+        for file in ("disk.raw", "vmlinuz", "initrd", "sleep", "busybox"):
+            (folder / file).chmod(0o755)
             os.chown(folder / file, *owner)
     finally:
         _run("rm", "-rf", "--one-file-system", root)

@@ -109,11 +109,11 @@ class Machine:
         self.network = network
         self.seconds = 0.0  # how long the last start took
         self._snapshot = snapshot
-        self._image = image.ready(self.spec.variant)
+        self.image = image.ready(self.spec.variant)
         self._folder = pathlib.Path(tempfile.mkdtemp(prefix="node-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._functions: dict[str, list[pci.Function]] = {}
-        base = (snapshot.disk, "qcow2") if snapshot else (self._image.disk, "raw")
+        base = (snapshot.disk, "qcow2") if snapshot else (self.image.disk, "raw")
         create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", base[1], "-b", base[0]]
         subprocess.run([*create, self.disk], check=True)
 
@@ -320,28 +320,27 @@ class Machine:
         for function in functions:
             function.close()
 
-    def plug_gpu(self, name: str = "gpu0", functions: tuple[pci.Kind, ...] = pci.H100) -> None:
+    def plug_gpu(
+        self, name: str = "gpu0", functions: tuple[pci.Kind, ...] = pci.H100
+    ) -> list[str]:
         """Plug what looks like a GPU, with the functions that come with it in one IOMMU group.
 
         The kernel reads its configuration space as of a real one; there is nothing behind it. A
         machine with it cannot be saved.
+
+        Returns:
+            The functions' addresses in the node, such as "0000:04:00.0".
         """
-        plugged = self._functions[name] = [
-            pci.Function(f"{name}.{n}", functions[n], n) for n in range(len(functions))
-        ]
+        before = self._pci()
+        plugged = [pci.Function(f"{name}.{n}", kind, n) for n, kind in enumerate(functions)]
         plugged[0].name = name
+        self._functions[name] = plugged
         # Function 0 comes last: with it the slot counts as filled, and the guest looks at all.
         for number, function in reversed(list(enumerate(plugged))):
             self._monitor.pass_descriptor(function.name, function.descriptor)
-            self.plug(
-                function.name,
-                "x-pci-proxy-dev",
-                "gpu",
-                addr=f"0.{number}",
-                multifunction=True,
-                fd=function.name,
-            )
-        self.run(["udevadm", "settle"])
+            place = {"addr": f"0.{number}", "multifunction": True, "fd": function.name}
+            self.plug(function.name, "x-pci-proxy-dev", "gpu", **place)
+        return self._appeared(before, len(plugged))
 
     # QEMU
 
@@ -366,7 +365,7 @@ class Machine:
         folder = self._folder
         return [
             *self.spec.hardware(),
-            *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)),
+            *("-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd)),
             *("-drive", f"if=none,id=disk,format=qcow2,discard=unmap,file={self.disk}"),
             *("-netdev", f"user,id=net,restrict={'off' if self.network else 'on'}"),
             *("-chardev", f"socket,id=agent,path={folder / 'agent'},server=on,wait=off"),
@@ -385,6 +384,19 @@ class Machine:
                     said = (self._folder / "stderr").read_text(errors="replace")
                     raise RuntimeError(f"QEMU did not start: {said[-1000:]}") from None
                 time.sleep(0.01)
+
+    def _pci(self) -> set[str]:
+        return set(self.run(["ls", "/sys/bus/pci/devices"]).out.split())
+
+    def _appeared(self, before: set[str], count: int) -> list[str]:
+        """Return the PCI functions that have come since, when they all have and have drivers."""
+        limit = time.monotonic() + 30
+        while len(new := self._pci() - before) < count:
+            if time.monotonic() > limit:
+                raise TimeoutError(f"{count} PCI functions were plugged, and {len(new)} came")
+            time.sleep(0.05)
+        self.run(["udevadm", "settle"])
+        return sorted(new)
 
     def _qmp(self, command: str, **arguments: Any) -> Any:
         return self._monitor(command, **arguments)

@@ -11,13 +11,23 @@ class Refused(Exception):
     """QEMU refused a command."""
 
 
+def connected(path: pathlib.Path) -> socket.socket:
+    """Return a connection to a socket in the file system."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 class Monitor:
     """A connection to a running QEMU."""
 
     def __init__(self, path: pathlib.Path):
-        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket = connected(path)
         self._socket.settimeout(120)
-        self._socket.connect(str(path))
         self._stream = self._socket.makefile("rb")
         self._stream.readline()
         self.events: list[dict[str, Any]] = []

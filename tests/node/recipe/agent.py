@@ -15,6 +15,7 @@ import time
 PORT = os.open(sys.argv[1], os.O_RDWR)
 WRITING = threading.Lock()
 RUNNING = {}
+STARTING = set()
 
 
 def put(head, *bodies):
@@ -38,9 +39,11 @@ def execute(request, stdin):
             cwd=request.get("cwd"),
             start_new_session=True,
         )
+        RUNNING[request["id"]] = process
     except OSError as error:
         return 127, b"", str(error).encode(), 0.0
-    RUNNING[request["id"]] = process
+    finally:
+        STARTING.discard(request["id"])
     try:
         out, err = process.communicate(stdin, timeout=request["timeout"])
         status = process.returncode
@@ -59,6 +62,8 @@ def serve(request, stdin):
         time.clock_settime(time.CLOCK_REALTIME, request["clock"])
         put({"id": request["id"], "rc": 0, "out": 0, "err": 0, "seconds": 0.0})
     elif "kill" in request:
+        while request["kill"] in STARTING:
+            time.sleep(0.002)
         process = RUNNING.get(request["kill"])
         if process:
             os.killpg(process.pid, request["signal"])
@@ -91,6 +96,8 @@ def main():
             fill()
         stdin = bytes(waiting[: request["size"]])
         del waiting[: request["size"]]
+        if "argv" in request:
+            STARTING.add(request["id"])
         threading.Thread(target=serve, args=(request, stdin), daemon=True).start()
 
 
