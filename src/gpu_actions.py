@@ -60,9 +60,9 @@ class GpuActions(ops.Object):
         )
 
     def _list_vgpus(self, event: ops.ActionEvent) -> None:
-        from kata import vgpu
+        from kata import mdev
 
-        types, instances = vgpu.types(self._node), vgpu.instances(self._node)
+        types, instances = mdev.types(self._node), mdev.instances(self._node)
         lines = [
             f"{each.parent} {each.id} ({each.name}): {each.available} free; {each.description}"
             for each in types

@@ -10,6 +10,7 @@ from kata import (
     gpu_recipes,
     guest_kernel,
     iommu,
+    mdev,
     pci,
     problems,
     settings,
@@ -61,7 +62,7 @@ def _gpus(
 ) -> Iterator[Gpu]:
     shown = [each for each in found if each.is_gpu or each in chosen]
     names = pci.known_names(node, shown)
-    types = vgpu.types(node)
+    types = mdev.types(node)
     for function in shown:
         family = {function.bdf} | {x.bdf for x in found if x.virtual_of == function.bdf}
         group = vfio.endpoints(found, [function])
@@ -188,11 +189,11 @@ def _vgpus(
             scope="vgpu",
             modes=(VGPU,),
         )
-    types = vgpu.types(node)
+    types = mdev.types(node)
     fitting = [each for each in types if wanted.vgpu_type in ("", each.id, each.name)]
     free = sum(each.available for each in fitting)
     places = {(each.parent, each.id) for each in fitting}
-    made = sum((each.parent, each.type) in places for each in vgpu.instances(node))
+    made = sum((each.parent, each.type) in places for each in mdev.instances(node))
     yield Finding(
         f"vGPU type {wanted.vgpu_type}" if wanted.vgpu_type else "vGPU types",
         f"{made} made, {free} free",

@@ -120,7 +120,7 @@ def configuration(
 def base_file(node: kata_node.Node, wanted: settings.Settings, installed: Installed) -> str:
     """Return the shipped file to start from: NVIDIA's where it fits its release."""
     nvidia = str(pathlib.PurePath(installed.shipped).with_name(_BASES[installed.shim]))
-    fits = wanted.hypervisor == "qemu" and installed.number >= gpu_recipes.NVIDIA_BASE
+    fits = gpu_recipes.starts_from_nvidias(wanted.hypervisor, installed.number)
     return nvidia if fits and node.exists(nvidia) else installed.shipped
 
 

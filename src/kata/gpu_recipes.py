@@ -74,8 +74,6 @@ class Recipe:
     """To be added to the shipped ones, not put in their place."""
     overhead_memory: str
     overhead_cpu: str
-    nvidia_base: bool
-    """Whether configuration-qemu-nvidia-gpu.toml is the file to start from, where shipped."""
     notes: tuple[str, ...] = ()
     """What the operator should know of this way."""
 
@@ -109,6 +107,11 @@ def overhead(memory: int) -> tuple[str, str]:
     return f"{memory + MEMORY_BESIDE}Mi", CPU
 
 
+def starts_from_nvidias(hypervisor: str, number: Number) -> bool:
+    """Return whether NVIDIA's configuration file, where shipped, is the one to start from."""
+    return hypervisor == "qemu" and number >= NVIDIA_BASE
+
+
 def recipe(wish: Wish) -> Recipe:
     """Return how this release gives a GPU to a sandbox.
 
@@ -130,7 +133,6 @@ def recipe(wish: Wish) -> Recipe:
         kernel_params=KERNEL_PARAMS if plug == "cold" else (),
         overhead_memory=memory,
         overhead_cpu=cpu,
-        nvidia_base=wish.hypervisor == "qemu" and wish.number >= NVIDIA_BASE,
         notes=_notes(wish, plug),
     )
 

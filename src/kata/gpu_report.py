@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from kata import host, pci, vgpu
+from kata import host, mdev, pci
 
 PASSTHROUGH, VGPU = "passthrough", "vgpu"
 MODES = (PASSTHROUGH, VGPU)
@@ -35,7 +35,7 @@ class Gpu:
     members: tuple[pci.Function, ...]
     """The other endpoints of its IOMMU group."""
     vfio_files: tuple[str, ...]
-    types: tuple[vgpu.Type, ...]
+    types: tuple[mdev.Type, ...]
 
     def data(self) -> dict[str, Any]:
         """Return it for JSON."""

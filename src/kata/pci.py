@@ -138,11 +138,6 @@ def chosen(found: Iterable[Function], devices: tuple[str, ...]) -> tuple[Functio
     )
 
 
-def group_members(found: Iterable[Function], group: int | None) -> tuple[Function, ...]:
-    """Return the endpoints of an IOMMU group: they go to one virtual machine or to none."""
-    return tuple(each for each in found if each.group == group and not each.is_bridge)
-
-
 def known_names(node: kata_node.Node, wanted: Iterable[Function]) -> dict[str, str]:
     """Return names by vendor:device ids, for as many functions as the machine knows names of."""
     ids = {each.ids for each in wanted}
@@ -175,8 +170,10 @@ def _read(node: kata_node.Node, bdf: str) -> Function | None:
         return (node.read(f"{folder}/{name}") or "").strip()
 
     def link(name: str) -> str | None:
-        place = node.path(f"{folder}/{name}")
-        return pathlib.PurePath(os.readlink(place)).name if place.is_symlink() else None
+        try:
+            return pathlib.PurePath(os.readlink(node.path(f"{folder}/{name}"))).name
+        except OSError:
+            return None
 
     vendor, device = attribute("vendor"), attribute("device")
     if not vendor or not device:

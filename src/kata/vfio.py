@@ -274,8 +274,10 @@ def _write_record(node: kata_node.Node, record: Mapping[str, str]) -> bool:
 
 
 def _driver(node: kata_node.Node, bdf: str) -> str | None:
-    link = node.path(f"{pci.DEVICES}/{bdf}/driver")
-    return pathlib.PurePath(os.readlink(link)).name if link.is_symlink() else None
+    try:
+        return pathlib.PurePath(os.readlink(node.path(f"{pci.DEVICES}/{bdf}/driver"))).name
+    except OSError:
+        return None
 
 
 def _host_files(node: kata_node.Node, gpu: pci.Function) -> tuple[str, ...]:

@@ -1,24 +1,19 @@
 """vGPUs: mediated devices that NVIDIA's licensed host driver makes of a GPU.
 
-The driver shows each type it can make as a folder below the GPU, or below its virtual functions
-from Ampere on. Writing a UUID into a type's `create` makes an instance, which lasts until the next
-boot (Linux, Documentation/driver-api/vfio-mediated-device.rst).
+From Ampere on, virtual functions of the GPU make them. None outlives a boot: each boot makes them
+anew, from the record that is kept here.
 """
 
-import dataclasses
 import itertools
 import json
-import os
 import pathlib
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
+from kata import mdev, pci, problems, vfio
 from kata import node as kata_node
-from kata import pci, problems, vfio
 
-BUS = "/sys/class/mdev_bus"
-DEVICES = "/sys/bus/mdev/devices"
 RECORD = "/var/lib/kata-charm/vgpu.json"
 SRIOV_MANAGE = "/usr/lib/nvidia/sriov-manage"
 BOOT_PROGRAM = "/usr/local/lib/kata-charm/vgpu-boot.py"
@@ -46,32 +41,6 @@ WantedBy=multi-user.target
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Type:
-    """What a GPU, or one of its virtual functions, can be divided into."""
-
-    parent: str
-    """The address of the function that makes it."""
-    id: str
-    """Such as nvidia-105."""
-    name: str
-    """Such as GRID P100-8Q."""
-    available: int
-    """How many more can be made."""
-    description: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Instance:
-    """A vGPU that exists."""
-
-    uuid: str
-    parent: str
-    type: str
-    group: int | None
-    """Its IOMMU group: the sandbox gets /dev/vfio/<group>."""
-
-
 class _Made(TypedDict):
     parent: str
     type: str
@@ -80,49 +49,6 @@ class _Made(TypedDict):
 class _Record(TypedDict):
     instances: dict[str, _Made]
     sriov: list[str]
-
-
-def types(node: kata_node.Node) -> tuple[Type, ...]:
-    """Return what the GPUs of the machine offer, by parent and type id."""
-    found: list[Type] = []
-    for folder in sorted(node.path(BUS).glob("*/mdev_supported_types/*")):
-        parent = folder.parent.parent.name
-        place = f"{BUS}/{parent}/mdev_supported_types/{folder.name}"
-
-        def attribute(name: str, place: str = place) -> str:
-            return (node.read(f"{place}/{name}") or "").strip()
-
-        found.append(
-            Type(
-                parent=parent,
-                id=folder.name,
-                name=attribute("name"),
-                available=int(attribute("available_instances") or 0),
-                description=attribute("description"),
-            )
-        )
-    return tuple(found)
-
-
-def instances(node: kata_node.Node) -> tuple[Instance, ...]:
-    """Return the vGPUs that exist, whoever made them."""
-    folder = node.path(DEVICES)
-    found: list[Instance] = []
-    for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
-        device = folder / name
-        group = device / "iommu_group"
-        found.append(
-            Instance(
-                uuid=name,
-                # The device lies below its parent in the kernel's tree.
-                parent=device.resolve().parent.name,
-                type=pathlib.PurePath(os.readlink(device / "mdev_type")).name,
-                group=int(pathlib.PurePath(os.readlink(group)).name)
-                if group.is_symlink()
-                else None,
-            )
-        )
-    return tuple(found)
 
 
 def ensure_instances(
@@ -147,7 +73,7 @@ def ensure_instances(
     changed = _ensure_virtual_functions(node, gpus)
     offered = _offered(node, gpus, wanted)
     type_id, parents = offered[0].id, {each.parent for each in offered}
-    present = {each.uuid: each for each in instances(node)}
+    present = {each.uuid: each for each in mdev.instances(node)}
     fitting = [x for x in present.values() if x.type == type_id and x.parent in parents]
     room = sum(each.available for each in offered)
     if count > len(fitting) + room:
@@ -175,7 +101,7 @@ def require(node: kata_node.Node, gpus: Iterable[pci.Function], wanted: str, cou
     """
     offered = _offered(node, tuple(gpus), wanted)
     places = {(each.parent, each.id) for each in offered}
-    there = sum((each.parent, each.type) in places for each in instances(node))
+    there = sum((each.parent, each.type) in places for each in mdev.instances(node))
     if there < max(count, 1):
         raise problems.Blocked(
             f"vgpu-count={count}: {there} of type {wanted} exist; create them, or set "
@@ -202,19 +128,19 @@ def remove(node: kata_node.Node) -> bool:
     for path in (BOOT_PROGRAM, str(pathlib.PurePath(BOOT_PROGRAM).parent)):
         node.remove(path)
     record = _recorded(node)
-    _destroy(node, set(record["instances"]), {each.uuid: each for each in instances(node)})
+    _destroy(node, set(record["instances"]), {each.uuid: each for each in mdev.instances(node)})
     for bdf in record["sriov"]:
         node.run(SRIOV_MANAGE, "-d", bdf, check=False, timeout=60)
     node.remove(RECORD)
     return True
 
 
-def _offered(node: kata_node.Node, gpus: tuple[pci.Function, ...], wanted: str) -> list[Type]:
+def _offered(node: kata_node.Node, gpus: tuple[pci.Function, ...], wanted: str) -> list[mdev.Type]:
     """Return where the wanted type can be made: on the GPUs or their virtual functions."""
     addresses = {gpu.bdf for gpu in gpus}
     functions = [each for each in pci.functions(node) if each.virtual_of in addresses]
     addresses |= {each.bdf for each in functions}
-    known = [each for each in types(node) if each.parent in addresses]
+    known = [each for each in mdev.types(node) if each.parent in addresses]
     if not known:
         if any(
             node.exists(f"{pci.DEVICES}/{bdf}/nvidia/creatable_vgpu_types") for bdf in addresses
@@ -236,7 +162,7 @@ def _offered(node: kata_node.Node, gpus: tuple[pci.Function, ...], wanted: str) 
 
 def _ensure_virtual_functions(node: kata_node.Node, gpus: tuple[pci.Function, ...]) -> bool:
     """Enable the virtual functions that GPUs from Ampere on need for vGPUs."""
-    parents = {each.parent for each in types(node)}
+    parents = {each.parent for each in mdev.types(node)}
     record = _recorded(node)
     changed = False
     for gpu in gpus:
@@ -258,7 +184,10 @@ def _ensure_virtual_functions(node: kata_node.Node, gpus: tuple[pci.Function, ..
 
 
 def _surplus(
-    node: kata_node.Node, offered: Iterable[Type], fitting: Iterable[Instance], count: int
+    node: kata_node.Node,
+    offered: Iterable[mdev.Type],
+    fitting: Iterable[mdev.Instance],
+    count: int,
 ) -> set[str]:
     """Return which of ours are too many: of other types or other GPUs, and above the count."""
     ours = _recorded(node)["instances"]
@@ -275,9 +204,9 @@ def _surplus(
     return surplus
 
 
-def _create(node: kata_node.Node, offered: Type) -> None:
+def _create(node: kata_node.Node, offered: mdev.Type) -> None:
     """Make one instance, under a name that the same place gets again after each boot."""
-    taken = {each.uuid for each in instances(node)}
+    taken = {each.uuid for each in mdev.instances(node)}
     numbers = (
         str(uuid.uuid5(_NAMES, f"{offered.parent}/{offered.id}/{number}"))
         for number in itertools.count()
@@ -286,10 +215,10 @@ def _create(node: kata_node.Node, offered: Type) -> None:
     record = _recorded(node)
     record["instances"][name] = {"parent": offered.parent, "type": offered.id}
     _write(node, record)
-    node.put(f"{BUS}/{offered.parent}/mdev_supported_types/{offered.id}/create", name)
+    mdev.create(node, offered, name)
 
 
-def _destroy(node: kata_node.Node, names: set[str], present: Mapping[str, Instance]) -> bool:
+def _destroy(node: kata_node.Node, names: set[str], present: Mapping[str, mdev.Instance]) -> bool:
     """Destroy instances of ours, all of them or none, and take them off the record."""
     if not names:
         return False
@@ -302,14 +231,14 @@ def _destroy(node: kata_node.Node, names: set[str], present: Mapping[str, Instan
                 "when that pod has gone"
             )
     for each in leaving:
-        node.put(f"{DEVICES}/{each.uuid}/remove", "1")
+        mdev.destroy(node, each)
     record = _recorded(node)
     for name in names:
         record["instances"].pop(name, None)
     return _write(node, record)
 
 
-def _users(node: kata_node.Node, instance: Instance) -> tuple[vfio.Holder, ...]:
+def _users(node: kata_node.Node, instance: mdev.Instance) -> tuple[vfio.Holder, ...]:
     return vfio.holders(node, f"/dev/vfio/{instance.group}") if instance.group is not None else ()
 
 

@@ -330,8 +330,7 @@ def test_on_arm_the_shipped_machine_stays():
     [("3.5.0", "qemu", False), ("3.6.0", "qemu", True), ("4.1.0", "clh", False)],
 )
 def test_nvidias_own_file_is_the_base_where_it_fits_its_release(version, hypervisor, expected):
-    plug = "cold" if hypervisor == "qemu" else "pcie"
-    assert recipe(version, plug, hypervisor=hypervisor).nvidia_base is expected
+    assert gpu_recipes.starts_from_nvidias(hypervisor, number(version)) is expected
 
 
 def test_cold_plug_that_kubernetes_cannot_reach_is_said():

@@ -74,14 +74,6 @@ def test_a_virtual_function_is_no_gpu_of_its_own(tmp_path):
     assert (gpu.bdf, gpu.virtual_total, gpu.virtual_enabled) == ("0000:65:00.0", 16, 2)
 
 
-def test_bridges_stay_out_of_a_group_and_nvswitches_do_not(tmp_path):
-    machine = cards.Machine(tmp_path)
-    machine.card("0000:00:02.0", **cards.PORT, group=7)
-    machine.card("0000:05:00.0", ids="10de:22a3", class_code="068000", group=7)
-    members = pci.group_members(pci.functions(machine), 7)
-    assert [each.bdf for each in members] == ["0000:05:00.0"]
-
-
 def test_names_come_from_pci_ids_where_the_machine_has_it(machine):
     machine.lay(
         {

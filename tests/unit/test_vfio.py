@@ -43,6 +43,14 @@ def test_the_whole_group_goes_and_nothing_else(machine):
     assert machine.exists("/dev/vfio/54")
 
 
+def test_bridges_stay_out_of_a_group_and_nvswitches_do_not(tmp_path):
+    machine = cards.Machine(tmp_path)
+    machine.card("0000:00:02.0", **cards.PORT, group=7)
+    machine.card("0000:05:00.0", ids="10de:22a3", class_code="068000", group=7)
+    found = pci.functions(machine)
+    assert [each.bdf for each in vfio.endpoints(found, found)] == ["0000:05:00.0"]
+
+
 def test_once_done_there_is_nothing_to_do(machine):
     vfio.ensure_bound(machine, gpus(machine))
     before = machine.tree()

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from kata import pci, problems, vgpu, vgpu_boot
+from kata import mdev, pci, problems, vgpu, vgpu_boot
 from tests.unit import cards
 
 GPU = "0000:04:00.0"
@@ -43,11 +43,11 @@ def gpus(machine):
 
 
 def made(machine):
-    return {each.uuid: (each.parent, each.type) for each in vgpu.instances(machine)}
+    return {each.uuid: (each.parent, each.type) for each in mdev.instances(machine)}
 
 
 def test_types_are_as_the_driver_shows_them(machine):
-    assert [(each.id, each.name, each.available) for each in vgpu.types(machine)] == [
+    assert [(each.id, each.name, each.available) for each in mdev.types(machine)] == [
         ("nvidia-102", "GRID P100-4Q", 4),
         ("nvidia-105", "GRID P100-8Q", 2),
     ]
@@ -68,7 +68,7 @@ def test_as_many_as_asked_and_all_that_fit_for_none(machine, count, expected):
 
 def test_each_can_be_given_to_a_sandbox(machine):
     vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 2)
-    for each in vgpu.instances(machine):
+    for each in mdev.instances(machine):
         assert machine.exists(f"/dev/vfio/{each.group}")
 
 
@@ -99,7 +99,7 @@ def test_a_driver_that_makes_vgpus_without_mdev(tmp_path):
 
 def test_fewer_are_kept_when_fewer_are_wanted_and_one_in_use_is_the_last_to_go(machine):
     vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 2)
-    _, second = sorted(vgpu.instances(machine), key=lambda each: each.uuid)
+    _, second = sorted(mdev.instances(machine), key=lambda each: each.uuid)
     machine.process(4711, "qemu-system-x86", f"/dev/vfio/{second.group}")
     vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 1)
     assert list(made(machine)) == [second.uuid]
@@ -107,7 +107,7 @@ def test_fewer_are_kept_when_fewer_are_wanted_and_one_in_use_is_the_last_to_go(m
 
 def test_none_is_destroyed_while_a_sandbox_uses_it(machine):
     vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 2)
-    user = vgpu.instances(machine)[0]
+    user = mdev.instances(machine)[0]
     machine.process(4711, "qemu-system-x86", f"/dev/vfio/{user.group}")
     before = made(machine)
     with pytest.raises(problems.Waiting, match=rf"{user.uuid} is still used by qemu.*4711"):
