@@ -162,13 +162,10 @@ def test_what_a_process_uses_is_not_pulled_from_under_it(node):
     node.plug_gpu()
     ensure(node, "passthrough")
     path = f"/dev/vfio/{group(node, GPU)}"
-    user = node.start(
-        ["python3", "-c", f"import time; f = open('{path}', 'r+b', 0); time.sleep(99)"]
-    )
-    node.run(
-        f"for n in $(seq 50); do fuser {path} && break; ls -l /proc/*/fd 2>/dev/null | "
-        f"grep -q {path} && break; sleep 0.1; done"
-    )
+    hold = "import pathlib, sys, time; f = open(sys.argv[1], 'r+b', 0);"
+    hold += "pathlib.Path('/run/held').touch(); time.sleep(99)"
+    user = node.start(["python3", "-c", hold, path])
+    node.run("until test -e /run/held; do sleep 0.1; done")
     answer = ensure(node, "none")
     assert answer.keys() == {"Waiting"}
     assert f"{GPU} is still used by python3" in answer["Waiting"]

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -166,6 +168,14 @@ def test_the_boot_tells_what_it_could_not_make(tmp_path, capsys):
     record = {"u-1": {"parent": GPU, "type": "nvidia-105"}}
     assert vgpu_boot.create(record, tmp_path, 0) == 1
     assert "vGPU u-1 (nvidia-105)" in capsys.readouterr().err
+
+
+def test_the_boots_program_runs_as_the_unit_runs_it(machine):
+    vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 1)
+    record = machine.path(vgpu.RECORD)
+    record.write_text('{"instances": {}, "sriov": []}')
+    command = [sys.executable, "-I", machine.path(vgpu.BOOT_PROGRAM), record]
+    assert subprocess.run(command, check=False).returncode == 0
 
 
 def test_the_boots_program_stands_alone_and_is_enabled(machine):
