@@ -99,16 +99,22 @@ def remove(node: kata_node.Node) -> tuple[str, ...]:
         Blocked, Waiting: packages cannot be removed now.
     """
     running = _running(node)
-    kept = _discard(node, unpacked.folders(node), running)
-    if node.exists(release.PACKAGES):
-        from kata import packages
-
-        kept += packages.remove(node, running)
-    if not kept:
-        if _target(node, release.SHIM_LINK) in _SHIM_TARGETS:
+    selected = release.remembered(node, release.SELECTED)
+    folders = unpacked.folders(node)
+    # First what leads there, so that nothing is found half removed.
+    if not any(_in_use(name, running) for name in folders if name == selected.get("folder")):
+        if _target(node, release.SHIM_LINK).startswith(f"{release.PREFIX}/"):
             node.remove(release.SHIM_LINK)
         if _is_ours(_target(node, release.PREFIX)):
             node.remove(release.PREFIX)
+    kept = _discard(node, folders, running)
+    if node.exists(release.PACKAGES):
+        from kata import packages
+
+        stay = packages.remove(node, running)
+        if not stay and _target(node, release.SHIM_LINK).startswith("/usr/"):
+            node.remove(release.SHIM_LINK)
+        kept += stay
     _clear_leftovers(node)
     sources.forget(node)
     node.remove(release.RELEASES)
@@ -150,12 +156,16 @@ def _discard(
     kept: list[str] = []
     for folder in folders:
         path = f"{release.RELEASES}/{folder}"
-        if any(program.startswith(f"{path}/") for program in running):
+        if _in_use(folder, running):
             kept.append(path)
         else:
             log.info("removing %s: nothing uses it", path)
             unpacked.discard(node, folder)
     return tuple(kept)
+
+
+def _in_use(folder: str, running: Collection[str]) -> bool:
+    return any(program.startswith(f"{release.RELEASES}/{folder}/") for program in running)
 
 
 def _running(node: kata_node.Node) -> set[str]:
@@ -206,8 +216,11 @@ def _target(node: kata_node.Node, link: str) -> str:
 
 
 def _clear_leftovers(node: kata_node.Node) -> None:
-    """Remove what a killed hook has left: half releases, and half links."""
+    """Remove what a killed hook has left: half releases, half links and half files."""
     unpacked.clear_leftovers(node)
+    # `Node.write` makes a file beside, and moves it.
+    for place in node.path(release.STATE).glob(".*"):
+        node.remove(f"{release.STATE}/{place.name}")
     for path in (release.PREFIX, release.SHIM_LINK):
         folder, _, name = path.rpartition("/")
         # `Node.link` makes a link in a folder beside, and moves it.
