@@ -226,6 +226,13 @@ def test_a_vgpu_is_not_made_where_only_looking_is_allowed(tmp_path):
     assert machine._mdevs() == []
 
 
+def test_sriov_cards_need_the_iommu_for_vgpus_too(tmp_path):
+    machine = cards.Machine(tmp_path).card("0000:65:00.0", ids="10de:20f1", sriov=(16, 0))
+    machine.lay({"/proc/cmdline": "quiet\n"})
+    with pytest.raises(problems.Blocked, match="reboot needed"):
+        gpu.ensure_host(machine, options("vgpu", vgpu_type="nvidia-474"))
+
+
 # The handler's configuration
 
 
@@ -305,6 +312,12 @@ def test_a_kernel_of_the_operators(machine):
     path = kernel(machine, "/srv/vmlinuz")
     made = gpu_configuration.configuration(machine, options(gpu_guest_kernel=path), installed())
     assert made.changes["hypervisor.qemu", "kernel"] == path
+
+
+def test_one_that_is_not_there_is_refused(machine):
+    asked = options(gpu_guest_kernel="/srv/nothing")
+    with pytest.raises(problems.Blocked, match="gpu-guest-kernel=/srv/nothing: there is no such"):
+        gpu_configuration.configuration(machine, asked, installed())
 
 
 def test_an_unfit_one_is_refused_with_what_it_lacks(machine):
