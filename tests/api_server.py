@@ -3,7 +3,7 @@
 It answers as the real one does and can be made to fail in every way that a real one does. Tests
 use it as an object:
 
-    with api_server.ApiServer(folder) as server:
+    with api_server.ApiServer() as server:
         server.faults.append(Fault(status=500))
         … server.url, server.ca, server.token …
         assert server.requests[("GET", "/api/v1/nodes/one")] == 1
@@ -23,6 +23,7 @@ import collections
 import contextlib
 import dataclasses
 import fnmatch
+import functools
 import http.server
 import json
 import pathlib
@@ -32,6 +33,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -99,9 +101,7 @@ class ApiServer:
         connections: how often it was connected to, by TLS.
     """
 
-    def __init__(self, folder, address="127.0.0.1", port=0, token=None):
-        self.folder = pathlib.Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, address="127.0.0.1", port=0, token=None):
         self.objects = api_objects.Objects()
         self.faults = []
         self.requests = collections.Counter()
@@ -110,14 +110,15 @@ class ApiServer:
         self.users = {self.token: User()}
         self.lock = threading.Lock()
         self.changed = lambda: None
-        self.renew_certificate()
+        # The first one of a process serves all: a test that is none of TLS needs none of its own.
+        self.ca, self.context = first_certificate()
         self._server = _Listener((address, port), self)
         self.port = self._server.server_address[1]
         self.url = f"https://{'127.0.0.1' if address == '0.0.0.0' else address}:{self.port}"
 
     def renew_certificate(self):
         """Make a new CA and a certificate by it: clients that trust the old one refuse it."""
-        self.ca, self.context = certificate(self.folder)
+        self.ca, self.context = certificate()
 
     def add_node(self, name, machine_id, **labels):
         """Put a node into the cluster, as its kubelet does."""
@@ -327,29 +328,31 @@ REASONS = {
 }
 
 
-def certificate(folder):
+def certificate():
     """Return a new CA in PEM, and the server's side of TLS with a certificate by it."""
+    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30".split()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
 
-    def openssl(*arguments):
-        made = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days=30"]
-        subprocess.run(
-            ["openssl", "req", "-x509", *made, *arguments],
-            check=True,
-            capture_output=True,
-            cwd=folder,
-            timeout=60,
+        def openssl(*more):
+            command = ["openssl", *new, *more]
+            subprocess.run(command, check=True, capture_output=True, cwd=folder, timeout=60)
+
+        usage = "keyUsage=critical,keyCertSign"
+        openssl("-subj=/CN=stand-in CA", "-addext", usage, "-keyout=ca.key", "-out=ca.crt")
+        names = f"subjectAltName={','.join(NAMES)}"
+        openssl(
+            *("-subj=/CN=stand-in", "-CA=ca.crt", "-CAkey=ca.key", "-addext", names),
+            *("-addext", "basicConstraints=critical,CA:FALSE", "-keyout=tls.key", "-out=tls.crt"),
         )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+        return (folder / "ca.crt").read_text(), context
 
-    ca_usage = "keyUsage=critical,keyCertSign"
-    openssl("-subj=/CN=stand-in CA", "-addext", ca_usage, "-keyout=ca.key", "-out=ca.crt")
-    names = f"subjectAltName={','.join(NAMES)}"
-    openssl(
-        *("-subj=/CN=stand-in", "-CA=ca.crt", "-CAkey=ca.key", "-addext", names),
-        *("-addext", "basicConstraints=critical,CA:FALSE", "-keyout=tls.key", "-out=tls.crt"),
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
-    return (folder / "ca.crt").read_text(), context
+
+@functools.cache
+def first_certificate():
+    return certificate()
 
 
 # As a program
@@ -362,7 +365,8 @@ def main():
     read.add_argument("--port", default=0, type=int, help="to listen on; 0 for any")
     read.add_argument("--node", default=[], action="append", metavar="NAME=MACHINE-ID")
     asked = read.parse_args()
-    with ApiServer(asked.state, asked.address, asked.port) as server:
+    asked.state.mkdir(parents=True, exist_ok=True)
+    with ApiServer(asked.address, asked.port) as server:
         kept = asked.state / "objects.json"
         if kept.exists():
             server.objects.stored = json.loads(kept.read_text())

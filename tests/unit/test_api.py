@@ -24,8 +24,8 @@ AGAIN = "; tried again at the next event"
 
 
 @pytest.fixture
-def stand_in(tmp_path):
-    with api_server.ApiServer(tmp_path / "api") as running:
+def stand_in():
+    with api_server.ApiServer() as running:
         yield running
 
 
@@ -169,8 +169,8 @@ def test_the_certificate_has_changed(stand_in, act):
 
 
 @ANY
-def test_the_certificate_is_for_another_name(tmp_path, act):
-    with api_server.ApiServer(tmp_path, address="0.0.0.0") as stand_in:
+def test_the_certificate_is_for_another_name(act):
+    with api_server.ApiServer(address="0.0.0.0") as stand_in:
         url = stand_in.url.replace("127.0.0.1", "127.0.0.2")
         server = api.Server(credentials.Access(url, stand_in.token, stand_in.ca))
         said = refused(lambda: act(server), api.Refused)

@@ -30,11 +30,11 @@ STRATEGIC = "application/strategic-merge-patch+json"
 
 
 @pytest.fixture(params=["stand-in", *(["real"] if REAL else [])])
-def server(request, tmp_path):
+def server(request):
     if request.param == "real":
         yield types.SimpleNamespace(**json.loads(pathlib.Path(REAL).read_text()))
         return
-    with api_server.ApiServer(tmp_path) as stand_in:
+    with api_server.ApiServer() as stand_in:
         yield types.SimpleNamespace(server=stand_in.url, token=stand_in.token, ca=stand_in.ca)
 
 
@@ -396,8 +396,8 @@ def test_an_apply_with_a_uid_creates_nothing(ask):
 # What only the stand-in has
 
 
-def test_what_a_user_may_not(tmp_path):
-    with api_server.ApiServer(tmp_path) as stand_in:
+def test_what_a_user_may_not():
+    with api_server.ApiServer() as stand_in:
         stand_in.users["few"] = api_server.User("few", {"nodes": ["get"]})
         headers = {"Authorization": "Bearer few"}
         status, _, body = stand_in.answer("GET", CLASSES, headers, b"")
@@ -409,8 +409,8 @@ def test_what_a_user_may_not(tmp_path):
         assert stand_in.answer("GET", f"{NODES}/none", headers, b"")[0] == 404
 
 
-def test_a_node_that_it_makes_up_fits_the_schema(tmp_path):
-    with api_server.ApiServer(tmp_path) as stand_in:
+def test_a_node_that_it_makes_up_fits_the_schema():
+    with api_server.ApiServer() as stand_in:
         node = stand_in.add_node("one", "0123456789abcdef0123456789abcdef")
         kubernetes_validate.validate(node, "1.34", strict=True)
 
