@@ -30,21 +30,27 @@ def dump(
     """
     files = containerd_files.read(main, disk)
     copies = {file.path: f"{FOLDER}/{number}.toml" for number, file in enumerate(files)}
+    read_at = {path: str(machine.path(copy)) for path, copy in copies.items()}
     containerd_release.make_folder(machine)
     machine.path(FOLDER).mkdir(exist_ok=True, mode=0o700)
     try:
         for file in files:
-            if file.path != main or disk.read(main) is not None:
-                imports = containerd_files.imported(file, disk)
-                text = _importing(file.text, [copies.get(each, each) for each in imports])
-                machine.write(copies[file.path], text, mode=0o600)
-        return machine.run(
-            binary, "--config", copies[main], "config", "dump", check=False, timeout=limit
-        )
+            imports = containerd_files.imported(file, disk)
+            text = _importing(file.text, [read_at.get(each, each) for each in imports])
+            machine.write(copies[file.path], text, mode=0o600)
+        return _dump(machine, binary, copies[main], limit)
     finally:
         for copy in copies.values():
             machine.remove(copy)
         machine.remove(FOLDER)
+
+
+def dump_in_place(machine: node.Node, binary: str, main: str) -> node.Ran:
+    """Let containerd read the configuration that stands, and print what it makes of it."""
+    if machine.exists(main):
+        return _dump(machine, binary, main, _LIMIT)
+    # It starts without a file, but does not print what it then has; an empty one says the same.
+    return dump(machine, binary, main, containerd_files.Changed(machine, {main: ""}))
 
 
 def original(words: str, main: str, disk: Disk) -> str:
@@ -52,6 +58,11 @@ def original(words: str, main: str, disk: Disk) -> str:
     for number, file in enumerate(containerd_files.read(main, disk)):
         words = words.replace(f"{FOLDER}/{number}.toml", file.path)
     return words
+
+
+def _dump(machine: node.Node, binary: str, main: str, limit: float) -> node.Ran:
+    config = str(machine.path(main))
+    return machine.run(binary, "--config", config, "config", "dump", check=False, timeout=limit)
 
 
 def _importing(text: str, paths: list[str]) -> str:

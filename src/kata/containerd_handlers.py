@@ -267,9 +267,7 @@ def _refuse_as_found(machine: node.Node, containerd: Containerd) -> str:
     """Return the merged configuration as it is; raise if containerd itself cannot read it."""
     if containerd.release < containerd_candidate.DUMP:
         return ""
-    ran = machine.run(
-        containerd.binary, "--config", containerd.config, "config", "dump", check=False, timeout=20
-    )
+    ran = containerd_candidate.dump_in_place(machine, containerd.binary, containerd.config)
     if not ran.ok:
         words = ran.words.removeprefix("containerd: ")
         where = "" if containerd.config in words else f"{containerd.config}: "
@@ -301,7 +299,7 @@ def _validate(
             ran.words.removeprefix("containerd: "), containerd.config, changed
         )
         raise problems.Blocked(f"containerd would refuse Kata's handlers in {files}: {words}")
-    names = wanted.handlers or wanted.known
+    names = (*wanted.handlers, *wanted.known)
     if lost := containerd_dump.missing(ran.out, wanted.handlers):
         raise problems.Blocked(
             f"handler {lost[0]} would have no effect in {files}: see its imports"

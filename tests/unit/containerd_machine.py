@@ -3,6 +3,7 @@
 It reads the node's files as containerd 1.3 and later do, and can be told to misbehave.
 """
 
+import os
 import types
 from collections.abc import Callable
 
@@ -125,7 +126,9 @@ class FakeContainerd:
 
     def _dump(self, argv):
         try:
-            return kata_node.Ran(0, self.merged(argv[2]), "")
+            return kata_node.Ran(
+                0, self.merged("/" + os.path.relpath(argv[2], self.node.root)), ""
+            )
         except Exception as error:
             said = f"containerd: failed to load TOML: {argv[2]}: {error}"
             return kata_node.Ran(1, "", said)

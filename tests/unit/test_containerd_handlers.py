@@ -170,7 +170,7 @@ class TestRefused:
         assert node.read(MAIN) == CONFIG
 
     def test_handlers_that_an_import_hides_are_not_left_there(self, node, containerd):
-        node.on(f"/usr/bin/containerd --config {MAIN} config dump", out=CONFIG)
+        node.on(f"/usr/bin/containerd --config *{MAIN} config dump", out=CONFIG)
         with pytest.raises(problems.Blocked, match="handler kata has no effect"):
             ensure(containerd)
         assert (node.read(MAIN), containerd.restarts) == (CONFIG, 0)
