@@ -223,15 +223,10 @@ def _add_source(source: str, key: str) -> None:
     fetch: Any = importlib.import_module("charmhelpers.fetch")
     try:
         fetch.add_source(source, key or None, fail_invalid=True)
-    # The last one is how charmhelpers takes a key that gpg cannot read.
-    except (
-        fetch.SourceConfigError,
-        subprocess.CalledProcessError,
-        OSError,
-        AttributeError,
-    ) as error:
-        what = "package-key" if isinstance(error, AttributeError) else "package-source"
-        raise problems.Blocked(f"option {what}: {error}; correct it"[:200]) from error
+    except AttributeError as error:  # how charmhelpers takes it that gpg finds no key
+        raise problems.Blocked("option package-key: gpg finds no key in it; correct it") from error
+    except (fetch.SourceConfigError, subprocess.CalledProcessError, OSError) as error:
+        raise problems.Blocked(f"option package-source: {error}"[:150] + "; correct it") from error
 
 
 def _apt(
