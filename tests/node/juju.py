@@ -25,7 +25,6 @@ from tests.node import agent, cache, charm, hooktools, machine, snapshot
 ADDRESS = "10.0.2.15"
 JUJU = "/var/lib/juju"
 PROGRAM = f"{JUJU}/tools/hooktools"
-AT_ONCE = ("status", "statuses", "version", "reboot")
 
 
 class Status(NamedTuple):
@@ -448,14 +447,10 @@ class Unit:
             **self.environment,
             **context,
         }
-        script = 'cat > "$1"; : > "$1.log"; shift; exec env -i "$@" ./dispatch'
-        words = [f"{name}={value}" for name, value in environment.items()]
-        command = self.node.start(
-            ["/bin/sh", "-c", script, "sh", self._state, *words],
-            stdin=json.dumps(sent),
-            cwd=self.folder,
-            timeout=timeout,
-        )
+        self.node.copy_in(json.dumps(sent), self._state, 0o600)
+        self.node.copy_in("", self._state + ".log", 0o600)
+        words = ["/usr/bin/env", "-i", *(f"{name}={value}" for name, value in environment.items())]
+        command = self.node.start([*words, "./dispatch"], cwd=self.folder, timeout=timeout)
         return Hook(self, command)
 
     def _finish(self, ended: agent.Result) -> HookResult:
@@ -463,10 +458,8 @@ class Unit:
         log = self.node.copy_out(self._state + ".log").decode().splitlines()
         action, statuses = state.pop("action"), state.pop("statuses")
         reboot, _ = state.pop("reboot"), state.pop("config")
-        if reboot == "now":
-            # Juju kills such a hook, and runs it again after the reboot.
-            self.node.reboot()
-        elif reboot:
+        if reboot:
+            # A hook that wanted it now was killed there; Juju runs it again after the reboot.
             self.node.reboot()
         if ended.rc == 0:
             self.state = state

@@ -10,21 +10,20 @@ Everything that a machine writes lies in a temporary folder; it is gone with the
 import concurrent.futures
 import contextlib
 import dataclasses
-import io
 import pathlib
 import shutil
 import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tests.node import accelerator, agent, cache, image, pci, qmp
 
 BOOT = 180  # seconds; emulation on a busy machine takes 20
 PORTS = ("slot0", "slot1", "slot2")
-CHUNK = 8 << 20  # bytes of a file that one request carries
+LARGE = 8 << 20  # bytes: a larger file takes a disk of its own, not the agent's narrow line
 KERNEL = (
     *("console=ttyS0", "quiet", "root=/dev/vda", "rw", "net.ifnames=0", "intel_iommu=on"),
     *("mitigations=off", "nokaslr", "tsc=reliable", "no_timer_check", "audit=0"),
@@ -273,29 +272,33 @@ class Machine:
         self, source: pathlib.Path | bytes | str, dest: str, mode: int | None = None
     ) -> None:
         """Write a file, with the folders above it; `source` is a path, or the content itself."""
+        folder = str(pathlib.PurePosixPath(dest).parent)
         if isinstance(source, pathlib.Path):
-            stream: Any = source.open("rb")
             mode = source.stat().st_mode & 0o7777 if mode is None else mode
-        else:
-            stream = io.BytesIO(source.encode() if isinstance(source, str) else source)
-        script = 'mkdir -p "${1%/*}" && : > "$1" && chmod "$2" "$1"'
-        # The one command that makes it also takes the first piece, most often the only one.
-        script += ' && cat >> "$1"'
         permissions = f"{0o644 if mode is None else mode:o}"
-        with stream:
-            piece = stream.read(CHUNK)
-            self.run(["/bin/sh", "-c", script, "sh", dest, permissions], stdin=piece)
-            while piece := stream.read(CHUNK):
-                self.run(["/bin/sh", "-c", 'cat >> "$1"', "sh", dest], stdin=piece)
+        script = 'mkdir -p "$1" && : > "$2" && chmod "$3" "$2" && '
+        words = ["/bin/sh", "-c", script, "sh", folder, dest, permissions]
+        if isinstance(source, pathlib.Path) and source.stat().st_size > LARGE:
+            words[2] += 'head -c "$4" "$5" > "$2"'
+            with self._lent(source) as device:
+                self.run([*words, str(source.stat().st_size), device], timeout=600)
+        else:
+            words[2] += 'cat > "$2"'
+            content = source.read_bytes() if isinstance(source, pathlib.Path) else source
+            self.run(words, stdin=content)
 
     def copy_in_tree(self, folder: pathlib.Path, dest: str) -> None:
         """Copy what is in a folder below `dest`, owned by root, links and modes kept."""
-        with tempfile.TemporaryFile() as file:
-            with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as tar:
+        with tempfile.NamedTemporaryFile() as file:
+            with tarfile.open(fileobj=file, mode="w") as tar:
                 tar.add(folder, ".", filter=_as_root)
-            file.seek(0)
-            self.run(["mkdir", "-p", dest])
-            self.run(["tar", "-xz", "-C", dest], stdin=file.read())
+            file.flush()
+            words = ["/bin/sh", "-c", 'mkdir -p "$1" && tar -x -C "$1" < "$2"', "sh", dest]
+            if file.tell() > LARGE:
+                with self._lent(pathlib.Path(file.name)) as device:
+                    self.run([*words, device], timeout=600)
+            else:
+                self.run([*words, "/dev/stdin"], stdin=pathlib.Path(file.name).read_bytes())
 
     def copy_out(self, path: str) -> bytes:
         """Return a file's content.
@@ -319,6 +322,22 @@ class Machine:
             self._monitor.wait_for("DEVICE_DELETED", device=each)
         for function in functions:
             function.close()
+
+    @contextlib.contextmanager
+    def _lent(self, file: pathlib.Path) -> Iterator[str]:
+        """Show a file to the node as a disk; yields the device, padded to whole sectors."""
+        name = "lent"
+        self._qmp(
+            "blockdev-add", driver="file", node_name=name, filename=str(file), read_only=True
+        )
+        self.plug(name, "virtio-blk-pci", PORTS[-1], drive=name, serial=name)
+        device = f"/dev/disk/by-id/virtio-{name}"
+        self.run(f"until test -e {device}; do sleep 0.1; done", timeout=30)
+        try:
+            yield device
+        finally:
+            self.unplug(name)
+            self._qmp("blockdev-del", node_name=name)
 
     def plug_gpu(
         self, name: str = "gpu0", functions: tuple[pci.Kind, ...] = pci.H100
