@@ -238,6 +238,6 @@ def _entry(creds: str, user: str) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> object:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
     return None

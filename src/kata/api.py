@@ -67,9 +67,10 @@ class Server:
         self._connection: http.client.HTTPSConnection | None = None
 
     def close(self) -> None:
-        """End the conversation."""
+        """End the conversation; the next read begins another."""
         if self._connection:
             self._connection.close()
+            self._connection = None
 
     def read(self, path: str, **query: str) -> Manifest | None:
         """Return the object or the list at a path; None if there is no such object.
@@ -83,7 +84,7 @@ class Server:
         """
         target = f"{path}?{urllib.parse.urlencode(query)}" if query else path
         status, body = self._exchange(target)
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             said = json.loads(body)
             if status == http.HTTPStatus.OK and isinstance(said, dict):
                 return cast("Manifest", said)
@@ -145,7 +146,7 @@ class Server:
         except httpx2.HTTPError as error:
             cause = _cause(error)
             raise self._waiting(self._words(cause) if cause else str(error)) from error
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RecursionError) as error:
             # lightkube 1.0 expects a content type and well-formed JSON.
             raise self._waiting("its answer is not Kubernetes'") from error
 
@@ -227,6 +228,7 @@ class Server:
         return os.strerror(error.errno) if error.errno else "it hung up without an answer"
 
     def _waiting(self, why: str) -> problems.Waiting:
+        self.close()  # nobody knows what is still to come on it
         return (Refused if self.refused else problems.Waiting)(self._line(why))
 
     def _line(self, why: str) -> str:
@@ -261,5 +263,5 @@ def _message(body: bytes) -> str:
     """Return what a body says: a Status object, Kubernetes' answer to what it does not do, or text."""
     try:
         return str(mapping(json.loads(body)).get("message", ""))
-    except ValueError:
+    except (ValueError, RecursionError):
         return body[:2000].decode(errors="replace")

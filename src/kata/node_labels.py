@@ -1,6 +1,7 @@
 """Labels on the node of the cluster that this machine is."""
 
 import logging
+import urllib.parse
 from collections.abc import Mapping
 
 from kata import api, kubelet, managed_fields, node
@@ -50,7 +51,7 @@ def _node(server: api.Server, machine: node.Node) -> Manifest | None:
         return None
     for name in kubelet.names(machine):
         try:
-            live = server.read(f"/api/v1/nodes/{name}")
+            live = server.read(f"/api/v1/nodes/{urllib.parse.quote(name, safe='')}")
         except api.Forbidden as error:  # a node may read no other (Kubernetes 1.32 and later)
             forbidden = forbidden or error
             continue

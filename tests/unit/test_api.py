@@ -149,6 +149,14 @@ def test_it_hangs_up(stand_in, server, act):
     refused(lambda: act(server))
 
 
+@pytest.mark.parametrize("fault", [{"drop": True}, {"half": True}, {"status": 500}])
+def test_after_a_failure_it_can_be_asked_again(stand_in, server, fault):
+    stand_in.objects.apply(*stored(), "me", False)
+    stand_in.faults.append(api_server.Fault(times=1, **fault))
+    refused(lambda: READ(server))
+    assert READ(server)["handler"] == "kata"
+
+
 @ANY
 def test_the_answer_ends_half_way(stand_in, server, act):
     stand_in.objects.apply(*stored(), "me", False)
@@ -238,7 +246,9 @@ def test_it_does_not_sleep_for_a_server_that_is_overloaded(stand_in, server, act
 
 
 @pytest.mark.parametrize("kind", ["application/json", "text/html", ""])
-@pytest.mark.parametrize("body", ["", "{", "[]", "null", "<html>", "\0", '{"kind": "Status"}'])
+@pytest.mark.parametrize(
+    "body", ["", "{", "[]", "null", "<html>", "\0", '{"kind": "Status"}', "[" * 200000]
+)
 @pytest.mark.parametrize("code", [200, 302, 404, 502])
 @ANY
 def test_an_answer_of_something_else_entirely(stand_in, server, act, code, body, kind):

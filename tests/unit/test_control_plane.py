@@ -416,6 +416,7 @@ def test_endpoints_that_are_malformed(juju, urls):
         ("{", "no credentials"),
         ("[]", "no credentials"),
         ("7", "no credentials"),
+        ("[" * 200000, "no credentials"),
         (json.dumps({UNIT_USER: None}), "no credentials"),
         (json.dumps({UNIT_USER: "hush-hush"}), "no credentials"),
         (json.dumps({UNIT_USER: {}}), "no credentials"),

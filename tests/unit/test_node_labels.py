@@ -142,6 +142,14 @@ def test_a_node_may_read_no_other_but_itself(stand_in, server, machine, monkeypa
     assert ours(server, "other") == READY
 
 
+@pytest.mark.parametrize("name", ["a/../two", "two?x", "two#", "a b", "tökén", "%74wo", "a\0b"])
+def test_a_machine_whose_name_no_node_can_have(stand_in, server, machine, name):
+    stand_in.add_node("two", ID)
+    machine.lay({"/proc/sys/kernel/hostname": name})
+    assert node_labels.ensure(server, machine, READY) is False
+    assert ours(server, "two") == {}
+
+
 def test_a_permission_that_is_missing_is_told(stand_in, server, machine):
     stand_in.add_node("one", ID)
     stand_in.users[stand_in.token].may = {}
