@@ -30,7 +30,8 @@ class Vm:
         cid: vsock context id of the guest, where the host's kernel carries its vsock.
         mac: hardware address of the first network card.
         pid: the hypervisor's process.
-        debug_console: whether the guest was told to offer Kata's debug console.
+        console: where the guest was told to offer Kata's debug console: `serial` (1.x), `vsock`,
+            or `none`.
     """
 
     hypervisor: str = ""
@@ -45,7 +46,7 @@ class Vm:
     cid: int | None = None
     mac: str = ""
     pid: int | None = None
-    debug_console: bool | None = None
+    console: str = ""
 
     def completed(self, other: "Vm") -> "Vm":
         """Return this one, with what it lacks taken from another description of the same."""
@@ -60,8 +61,9 @@ _NAMES = {"cloud-hypervisor": "clh", "firecracker": "fc"}
 # them below /run/user/<uid> where the hypervisor has no root.
 _SOCKET = re.compile(r"/(?:vc/vm|vc/[^/]*firecracker|kata/firecracker|kata)/([^/]+)/")
 _SIZES = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
-# The agent's own option (kata-agent, src/agent/src/config.rs; agent of 1.x, agent.go).
-_CONSOLE = "agent.debug_console"
+# Options of the agent on the guest's kernel command line, and where they put the console. The
+# second, of 2.0 and later, comes with the first (kata-agent, src/agent/src/config.rs).
+_CONSOLES = {"agent.debug_console_vport": "vsock", "agent.debug_console": "serial"}
 
 
 def read_command_line(words: Sequence[str]) -> Vm | None:
@@ -97,7 +99,7 @@ def _qemu(words: Sequence[str]) -> Vm:
         memory=_mebibytes(_named(first.get("m", ""), "size") or _head(first.get("m", ""))),
         cid=_number(_first_named(devices, "guest-cid")),
         mac=_first_named(devices, "mac"),
-        debug_console=any(word.partition("=")[0] == _CONSOLE for word in append),
+        console=_console(append) or "none",
     )
 
 
@@ -146,6 +148,14 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             value = words[position]
             position += 1
         yield name, value
+
+
+def _console(parameters: Sequence[str]) -> str:
+    """Return where the debug console is, empty for nowhere that is told."""
+    told = {word.partition("=")[0] for word in parameters}
+    if "agent.debug_console" not in told:
+        return ""
+    return next(place for option, place in _CONSOLES.items() if option in told)
 
 
 def _head(value: str) -> str:
@@ -228,7 +238,7 @@ def read_rust_state(text: str) -> Vm:
         vcpus=_rounded_up(config.get("default_vcpus")),
         memory=_integer(config.get("default_memory")),
         pid=_integer(running.get("pid")),
-        debug_console=any(word.partition("=")[0] == _CONSOLE for word in parameters) or None,
+        console=_console(parameters),
     )
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from kata import bundles, hypervisor, network, processes, vanishing
+from kata import bundles, hypervisor, network, problems, processes, vanishing
 from kata import node as kata_node
 
 Shim = Literal["go", "rust"]
@@ -109,6 +109,40 @@ def find(
     return tuple(sorted(found, key=lambda each: (each.pod_namespace, each.pod, each.id)))
 
 
+def pick(found: Sequence[Sandbox], pod: str = "", sandbox: str = "") -> Sandbox:
+    """Return the one that is meant.
+
+    Args:
+        found: the sandboxes of the node.
+        pod: namespace/name of a pod, or else
+        sandbox: the id of a sandbox, or its beginning.
+
+    Raises:
+        Blocked: none is meant, or none or more than one is there; the message says what to give.
+    """
+    if bool(pod) == bool(sandbox):
+        raise problems.Blocked("give pod=namespace/name or sandbox=id; list-sandboxes shows both")
+    if pod and pod.count("/") != 1:
+        raise problems.Blocked(f"pod={pod}: expected namespace/name, as list-sandboxes shows it")
+    asked = f"pod={pod}" if pod else f"sandbox={sandbox}"
+    if pod:
+        matching = [each for each in found if each.pod and each.title == pod]
+        # What an earlier try of the pod has left behind is not what is meant.
+        matching = [each for each in matching if not each.problems] or matching
+    else:
+        matching = [each for each in found if each.id.startswith(sandbox)]
+    if not matching:
+        raise problems.Blocked(
+            f"{asked}: no such Kata sandbox on this machine; list-sandboxes shows those that are"
+        )
+    if len(matching) > 1:
+        several = ", ".join(each.id[:12] for each in matching[:5])
+        raise problems.Blocked(
+            f"{asked}: {len(matching)} sandboxes fit ({several}); give sandbox="
+        )
+    return matching[0]
+
+
 def _is_one(sandbox: Sandbox, task: bundles.Bundle) -> bool:
     """Return whether a bundle is a sandbox's, and not that of a container that does not tell."""
     said = task.annotations.get("container-type") == "sandbox"
@@ -171,7 +205,7 @@ def _sandbox(
     usage = _usage(node, vm)
     release = _RELEASE.search(program)
     about = task.annotations
-    problems = {NO_SHIM: process, NO_HYPERVISOR: usage, UNREADABLE: task.readable}
+    wanted = {NO_SHIM: process, NO_HYPERVISOR: usage, UNREADABLE: task.readable}
     return Sandbox(
         id=task.id,
         namespace=task.namespace,
@@ -186,7 +220,7 @@ def _sandbox(
         usage=usage,
         network=task.network,
         ips=_ips(node, task.network, vm.pid),
-        problems=tuple(problem for problem, right in problems.items() if not right),
+        problems=tuple(problem for problem, there in wanted.items() if not there),
     )
 
 

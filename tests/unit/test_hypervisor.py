@@ -48,7 +48,7 @@ def test_qemu_of_kata_1_as_in_the_deploy_record():
         memory=2048,
         cid=751925852,
         mac="f6:45:6e:18:f8:36",
-        debug_console=False,
+        console="none",
     )
 
 
@@ -59,17 +59,17 @@ def test_qemu_of_the_rust_shim():
 
 
 @pytest.mark.parametrize(
-    ("append", "offered"),
+    ("append", "place"),
     [
-        ("quiet agent.debug_console agent.debug_console_vport=1026", True),
-        ("agent.debug_console=true", True),
-        ("agent.debug_console_vport=1026", False),
-        ("quiet", False),
-        ("", False),
+        ("quiet agent.debug_console agent.debug_console_vport=1026", "vsock"),
+        ("quiet agent.use_vsock=true agent.debug_console", "serial"),
+        ("agent.debug_console_vport=1026", "none"),
+        ("quiet", "none"),
+        ("", "none"),
     ],
 )
-def test_the_debug_console_is_told_to_the_guest(append, offered):
-    assert hypervisor.read_command_line(words(KATA_1, append)).debug_console is offered
+def test_the_debug_console_is_told_to_the_guest(append, place):
+    assert hypervisor.read_command_line(words(KATA_1, append)).console == place
 
 
 @pytest.mark.parametrize("number", [0, 3])
