@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import tomlkit
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 
 from kata import containerd_config as editor
 from kata import toml_statements
@@ -149,3 +149,113 @@ class TestRealFiles:
         text = path.read_bytes().decode()
         added = editor.add(text, corpus_schema(text), TWO)
         assert parse(added) == expected(parse(text), corpus_schema(text), TWO.handlers)
+
+
+CHARM_UNTRUSTED = """\
+version = 2
+[plugins]
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    [plugins."io.containerd.grpc.v1.cri".containerd.untrusted_workload_runtime]
+      runtime_type= "io.containerd.kata.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
+      runtime_type= "io.containerd.kata.v2"
+      # a comment of theirs
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata.options]
+        Runtime = "kata-runtime"
+        RuntimeRoot = "/usr/bin/kata-runtime"
+"""
+OPTIONS = ".containerd.runtimes.kata.options]"
+
+
+class TestWhatTheContainerdCharmLeaves:
+    """The harmful options of the deploy record, and the old spelling of `untrusted`."""
+
+    def test_its_handler_gives_way_to_ours_and_comes_back(self):
+        added = editor.add(CHARM_UNTRUSTED, "v2", TWO)
+        assert f'# kata charm: was       [plugins."io.containerd.grpc.v1.cri"{OPTIONS}' in added
+        assert "      # a comment of theirs\n" in added
+        assert editor.restore(added) == CHARM_UNTRUSTED
+
+    def test_its_options_go_from_a_handler_that_is_not_ours_too(self):
+        added = editor.add(CHARM_UNTRUSTED, "v2", wanted("kata-clh"))
+        runtimes = parse(added)["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
+        assert runtimes["kata"] == {"runtime_type": "io.containerd.kata.v2"}
+        assert runtimes["kata-clh"] == KATA
+
+    def test_the_old_spelling_stays_where_untrusted_is_not_ours(self):
+        added = parse(editor.add(CHARM_UNTRUSTED, "v2", ONE))
+        containerd = added["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]
+        assert containerd["untrusted_workload_runtime"]["runtime_type"] == "io.containerd.kata.v2"
+
+    @pytest.mark.parametrize(
+        "options", ['ConfigPath = "/x"', 'Runtime = "x"\nOther = 1', "SystemdCgroup = true"]
+    )
+    def test_options_that_somebody_meant_stay(self, options):
+        before, _, _ = CHARM_UNTRUSTED.partition("        Runtime =")
+        text = f"{before}{options}\n"
+        assert editor.add(text, "v2", wanted("kata-clh")).startswith(text)
+
+
+class TestWrittenAnewByAProgram:
+    """nvidia-ctk drops every comment: our handlers are known by their name and their shim."""
+
+    def rewritten(self):
+        added = editor.add(CHARM_UNTRUSTED, "v2", TWO)
+        return "".join(line for line in added.splitlines(True) if not line.startswith("#"))
+
+    def test_ours_are_taken_out(self):
+        bare = parse(editor.restore(self.rewritten(), ("kata", "untrusted")))
+        runtimes = bare["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
+        assert list(runtimes) == ["runc"]
+
+    def test_and_put_back_as_a_block(self):
+        known = TWO._replace(known=("kata", "untrusted"))
+        added = editor.add(self.rewritten(), "v2", known)
+        assert added.count("runtimes.kata]") == 1
+        assert editor.has_block(added)
+
+    def test_handlers_of_others_with_such_a_name_are_theirs(self):
+        text = CHARM_UNTRUSTED + KATA_OF_OTHERS
+        assert editor.restore(text, ("kata", "untrusted", "kata-own")) == text
+
+
+KATA_OF_OTHERS = """\
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata-own]
+runtime_type = "io.containerd.kata.v2"
+runtime_path = "/opt/kata/bin/containerd-shim-kata-v2"
+"""
+
+
+class TestAFileOfItsOwn:
+    MADE = editor.add("", "v2", ONE, section="version = 2\n" + ONE.sections["v2"], alone=True)
+
+    def test_is_ours_alone(self):
+        assert editor.is_ours_alone(self.MADE)
+        assert editor.restore(self.MADE) == ""
+
+    def test_until_somebody_builds_upon_it(self):
+        text = self.MADE + "[debug]\nlevel = 'info'\n"
+        assert not editor.is_ours_alone(text)
+        assert editor.restore(text) == "version = 2\n[debug]\nlevel = 'info'\n"
+
+
+class TestOurPlace:
+    def test_what_is_appended_after_our_block_stays(self):
+        added = editor.add("root = '/x'", "v2", ONE) + "[debug]\nlevel = 'info'\n"
+        assert editor.restore(added) == "root = '/x'\n[debug]\nlevel = 'info'\n"
+
+    def test_line_ends_are_the_files_own(self):
+        added = editor.add("version = 2\r\n", "v2", ONE)
+        assert added.count("\n") == added.count("\r\n") > 3
+
+    def test_edits_inside_our_block_are_undone(self):
+        added = editor.add("version = 2\n", "v2", ONE)
+        edited = added.replace(KATA["runtime_path"], "/elsewhere")
+        assert edited != added
+        assert editor.add(edited, "v2", ONE) == added
+
+    def test_a_broken_file_is_refused(self):
+        with pytest.raises(toml_statements.Malformed, match="line 2"):
+            editor.add('a = 1\nb = "x"y"\n', "v2", ONE)
