@@ -6,11 +6,12 @@ that still fits what the relation says is kept in a file of root's.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import urllib.parse
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, cast
 
 import ops
@@ -73,12 +74,13 @@ class Requirer(ops.Object):
         if relation is None:
             return None
         user = relation.data[self.unit].get("kubelet_user", "")
-        sent = {
-            unit.name: dict(relation.data[unit])
+        sent = [
+            _Sent.of(relation.data[unit], user)
             for unit in sorted(relation.units, key=lambda unit: unit.name)
-        }
+        ]
         ca = self.machine.read(CA)
-        source = hashlib.sha256(json.dumps([user, sent, ca]).encode()).hexdigest()
+        # What is sent to other units may change as it likes.
+        source = hashlib.sha256(repr([user, sent, ca]).encode()).hexdigest()
         if kept := credentials.load(self.machine, self._file, source):
             return kept
         try:
@@ -141,36 +143,32 @@ class Requirer(ops.Object):
         if asked.startswith(NODE):
             return asked, "system:nodes"
         sent = [relation.data[each] for each in relation.units]
-        if not any("api-endpoints" in each for each in sent):
+        on_canonical = self.machine.exists(CANONICAL)
+        # What either control plane sends without being asked, and what only Canonical's does.
+        sign = "ca-certificate-secret-id" if on_canonical else "api-endpoints"
+        if not any(sign in each for each in sent):
             return None
-        if not self.machine.exists(CANONICAL):
+        if not on_canonical:
             return unit
-        # Charmed Kubernetes names kubelets in the same way: it would take our request for its
-        # kubelet's, and withdraw kubelet's token when our unit goes. So its control plane must
-        # not be taken for the other: one sign is not enough.
+        # Charmed Kubernetes has kubelets under these names, and would withdraw the token of one
+        # when our unit goes. A name that somebody else has asked for is never taken.
         user = f"{NODE}{kubelet.name(self.machine)}"
-        for each in sent:
-            scope = _entry(each.get("creds", ""), user).get("scope", self.unit.name)
-            if "ca-certificate-secret-id" not in each or scope != self.unit.name:
-                return unit
-        return user, "system:nodes"
+        entries = (_entry(each.get("creds", ""), user) for each in sent)
+        taken = any(entry.get("scope", self.unit.name) != self.unit.name for entry in entries)
+        return unit if taken else (user, "system:nodes")
 
     # Reading what was sent
 
-    def _made(
-        self, user: str, sent: Mapping[str, Mapping[str, str]], ca: str | None
-    ) -> credentials.Access:
+    def _made(self, user: str, sent: Sequence["_Sent"], ca: str | None) -> credentials.Access:
         """Return the access that the relation's data amounts to."""
-        urls = sorted({url for each in sent.values() for url in _urls(each)})
+        urls = sorted({url for each in sent for url in each.urls})
         if not urls:
             raise _NotSent("it has sent no api-endpoints over kube-control")
-        entries = (_entry(each.get("creds", ""), user) for each in sent.values())
-        entry = next(filter(None, entries), None)
+        entry = next((each.entry for each in sent if each.entry), None)
         if not user or entry is None:
             raise _NotSent("it has sent no credentials for this unit over kube-control")
         token = self._token(entry, user)
-        ids = (each.get("ca-certificate-secret-id") for each in sent.values())
-        if secret := next(filter(None, ids), None):
+        if secret := next((each.ca_secret for each in sent if each.ca_secret), None):
             ca = self._secret(secret).get("ca-certificate")
         if not ca:
             raise _NotSent(f"it has sent no CA certificate, and there is no {CA}")
@@ -212,15 +210,21 @@ class _NotSent(Exception):
     """Something is missing in what the control plane has sent."""
 
 
-def _urls(sent: Mapping[str, str]) -> list[str]:
-    """Return the https URLs of one unit of the control plane."""
-    listed = _parsed(sent.get("api-endpoints", ""))
-    urls = (
-        [str(url).rstrip("/") for url in cast("list[Any]", listed)]
-        if isinstance(listed, list)
-        else []
-    )
-    return [url for url in urls if _is_https(url)]
+@dataclasses.dataclass(frozen=True)
+class _Sent:
+    """What one unit of the control plane has sent that is for us."""
+
+    urls: tuple[str, ...]
+    entry: dict[str, Any]
+    ca_secret: str | None
+
+    @classmethod
+    def of(cls, data: Mapping[str, str], user: str) -> "_Sent":
+        listed = _parsed(data.get("api-endpoints", ""))
+        given = cast("list[object]", listed) if isinstance(listed, list) else []
+        urls = tuple(url for each in given if _is_https(url := str(each).rstrip("/")))
+        entry = _entry(data.get("creds", ""), user)
+        return cls(urls, entry, data.get("ca-certificate-secret-id"))
 
 
 def _is_https(url: str) -> bool:

@@ -252,6 +252,22 @@ def test_a_control_plane_that_sends_a_ca_is_not_yet_canonical_kubernetes(juju):
     assert juju.ours["kubelet_user"] == UNIT_USER
 
 
+def test_on_canonical_kubernetes_it_waits_for_the_sign_of_it(canonical):
+    """Without the CA nothing could be done with credentials anyway."""
+    canonical.leader = False
+    canonical.answered(ControlPlane)
+    assert canonical.request() is False
+    assert "kubelet_user" not in canonical.ours
+
+
+def test_one_control_plane_unit_that_gives_the_sign_is_enough(canonical):
+    canonical.leader = False
+    canonical.answered(Canonical)
+    canonical.sent[1] = {"api-endpoints": '["https://10.0.0.2:6443"]'}
+    canonical.request()
+    assert canonical.ours["kubelet_user"] == NODE_USER
+
+
 def test_the_request_follows_the_leader(canonical):
     canonical.leader = False
     canonical.answered(Canonical)
@@ -322,6 +338,16 @@ def test_the_access_is_kept_where_only_root_can_read_it(juju):
     juju.secrets = {}
     assert juju.access() == access  # without a look at the secrets
     assert juju.hook(lambda plane: plane.last_access()) == access
+
+
+def test_what_is_sent_to_other_units_makes_no_difference(juju):
+    juju.request()
+    juju.answered(ControlPlane)
+    access = juju.access()
+    creds = json.loads(juju.sent[0]["creds"])
+    juju.sent[0]["creds"] = json.dumps({"another": {"scope": "kata/9"}, **creds})
+    juju.secrets = {}
+    assert juju.access() == access
 
 
 def test_the_last_access_outlives_the_relation_until_it_is_forgotten(juju):
