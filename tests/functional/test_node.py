@@ -20,7 +20,14 @@ def with_charm(booted):
 @pytest.fixture(scope="module")
 def shared(booted):
     """One node for all that leave it as it was."""
-    with machine.Machine.restored(booted) as node:
+    with machine.Machine.restored(containers.with_image(booted)) as node:
+        yield node
+
+
+@pytest.fixture
+def with_image(booted):
+    """A fresh node with an image to run containers from."""
+    with machine.Machine.restored(containers.with_image(booted)) as node:
         yield node
 
 
@@ -125,7 +132,6 @@ def test_vsock_for_guests(shared):
 
 
 def test_containers_run(shared):
-    containers.load_image(shared)
     assert containers.run(shared, "echo", "inside").out == "inside\n"
 
 
@@ -207,14 +213,14 @@ def test_a_power_cut_in_the_middle_of_a_hook(unit):
 @pytest.mark.parametrize(
     ("release", "runs"), [("3.2.0", True), ("2.0.0", False)], ids=["knows it", "does not"]
 )
-def test_containers_of_a_stand_in_release(node, tmp_path, release, runs):
+def test_containers_of_a_stand_in_release(with_image, tmp_path, release, runs):
+    node = with_image
     archive = standin.archive(
         release, tmp_path, compression="gz", hypervisor=node.image.sleep.read_bytes()
     )
     node.copy_in(archive, "/srv/kata.tar.gz")
     node.run("tar -xzf /srv/kata.tar.gz -C /")
     node.run(["ln", "-s", "/opt/kata/bin/containerd-shim-kata-v2", "/usr/local/bin/"])
-    containers.load_image(node)
     plain = containers.run(node, "echo", "inside", runtime="io.containerd.kata.v2")
     assert plain.out == "inside\n"
     # What Kata's generations differ in: containerd's way to name a configuration file.

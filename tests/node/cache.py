@@ -17,6 +17,10 @@ from collections.abc import Callable, Iterator
 
 KEPT_FOR = 14 * 24 * 3600  # seconds that a thing may lie unused before it is cleared away
 
+# Called with what is made, such as "images", when that begins (False) and when it is done (True):
+# it takes a minute, and who waits wants to know.
+watcher: Callable[[str, bool], object] | None = None
+
 
 def root() -> pathlib.Path:
     """Return the cache folder, made if need be."""
@@ -53,7 +57,11 @@ def made(kind: str, name: str, make: Callable[[pathlib.Path], None]) -> pathlib.
                 _clear_away(shelf)
                 folder = pathlib.Path(tempfile.mkdtemp(dir=shelf, prefix=f".{name}."))
                 try:
+                    if watcher:
+                        watcher(kind, False)
                     make(folder)
+                    if watcher:
+                        watcher(kind, True)
                     folder.chmod(0o755)
                     folder.rename(place)
                 finally:

@@ -7,11 +7,17 @@ import pathlib
 import tarfile
 from typing import Any
 
-from tests.node import agent, machine
+from tests.node import agent, cache, machine, snapshot
 
 IMAGE = "localhost/tiny:1"
 APPLETS = ("sh", "sleep", "echo", "uname", "cat", "ls", "ip", "ps", "id", "mount", "true", "false")
 WHEN = 1_767_225_600
+
+
+def with_image(base: machine.Snapshot) -> machine.Snapshot:
+    """Return a snapshot in which containerd has the image."""
+    name = cache.key("image", pathlib.Path(__file__))
+    return snapshot.after(base, name, load_image)
 
 
 def load_image(node: machine.Machine, name: str = IMAGE) -> None:
