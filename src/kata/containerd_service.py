@@ -70,15 +70,17 @@ def _reason(machine: node.Node, ask: tuple[str, ...], plugin: tuple[str, str]) -
 
 
 def _journal(machine: node.Node, containerd: Containerd) -> str:
-    """Return the last complaint of containerd in the journal."""
+    """Return the last complaint of this run of containerd, or of what is run before it."""
+    run = machine.unit(containerd.unit, "InvocationID")["InvocationID"]
+    # systemd's own lines about a unit are not of its run, so what is left is the programs' words.
+    mine = (f"_SYSTEMD_INVOCATION_ID={run}",) if run else ("--unit", containerd.unit)
     ran = machine.run(
-        *("journalctl", "--unit", containerd.unit, "--output", "cat", "--lines", "60"),
-        *("--no-pager", "--quiet"),
+        *("journalctl", *mine, "--output", "cat", "--lines", "60", "--no-pager", "--quiet"),
         check=False,
         timeout=_ANSWER,
     )
-    for line in reversed(ran.out.splitlines()):
-        if _SERIOUS.search(line):
-            fields = [each.replace('\\"', '"') for each in _FIELD.findall(line)]
-            return ": ".join(fields) or line.removeprefix("containerd: ").strip()
-    return ""
+    lines = [line for line in ran.out.splitlines() if line.strip()]
+    serious = (line for line in reversed(lines) if _SERIOUS.search(line))
+    line = next(serious, lines[-1] if lines else "")
+    fields = [each.replace('\\"', '"') for each in _FIELD.findall(line)]
+    return ": ".join(fields) or line.removeprefix("containerd: ").strip()
