@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 
 from kata import node as kata_node
-from kata import problems, release, settings, sources, unpacked
+from kata import packages, problems, release, settings, sources, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,6 @@ def collect(node: kata_node.Node) -> tuple[str, ...]:
     if selected.get("kind") == "packages" and not kept:
         node.remove(release.PREFIX)
     if packages_too:
-        from kata import packages
-
         try:
             kept += packages.remove(node, running)
         except problems.Problem as problem:
@@ -109,8 +107,6 @@ def remove(node: kata_node.Node) -> tuple[str, ...]:
             node.remove(release.PREFIX)
     kept = _discard(node, folders, running)
     if node.exists(release.PACKAGES):
-        from kata import packages
-
         stay = packages.remove(node, running)
         if not stay and _target(node, release.SHIM_LINK).startswith("/usr/"):
             node.remove(release.SHIM_LINK)
@@ -130,8 +126,6 @@ def _select(node: kata_node.Node, folder: str) -> bool:
 
 def _select_packages(node: kata_node.Node) -> bool:
     """Use the Kata that has come as packages from now on."""
-    from kata import packages
-
     selected = release.remembered(node, release.SELECTED)
     shim = packages.shim(node)
     about = node.path(shim).stat()

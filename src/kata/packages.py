@@ -1,7 +1,8 @@
 """Kata as Debian packages: from an apt source, or from a tar of packages as the older charm took.
 
-charmhelpers adds the source and its key. apt-get itself is run through the node: its own words are
-the best answer to "why not", and charmhelpers drops them and tries for minutes in vain.
+charmhelpers takes keys, and sources that have a name (`ppa:...`, `cloud:...`). A plain `deb` line
+is a file of ours, and apt-get is run through the node: apt's own words are the best answer to "why
+not", and charmhelpers drops them and tries in vain for two minutes.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ DEAD_SOURCE = "/etc/apt/sources.list.d/kata-containers.list"
 on the openSUSE Build Service, stopped in 2020-09."""
 _DEAD_REPOSITORY = "download.opensuse.org/repositories/home:/katacontainers:"
 
+_SOURCE = "/etc/apt/sources.list.d/kata-charm.list"
 ROOTS = ("/usr", release.PREFIX)
 """Where packages put Kata: those of 1.x, and those made of an archive."""
 _SOURCES = ("/etc/apt/sources.list.d", "/etc/apt/trusted.gpg.d", "/etc/apt/keyrings")
@@ -78,15 +80,22 @@ def ensure(
     if _is_there(node, asked):
         return False
     progress(f"installing {' '.join(packages)}")
-    before = _source_files(node)
+    before, former = _source_files(node), node.read(_SOURCE)
     try:
-        if source or key:
-            _add_source(source or "distro", key)
+        if source.startswith("deb "):
+            node.write(_SOURCE, f"# The option package-source of the Juju charm kata.\n{source}\n")
+        else:
+            node.remove(_SOURCE)
+        named = "distro" if source.startswith("deb ") or not source else source
+        if key or named != "distro":
+            _add_source(named, key)
         updated = _apt(node, "update", check=False)
         _install(node, packages, asked, _source_files(node) - before, updated)
     except problems.Problem:
         for path in _source_files(node) - before:
             node.remove(path)
+        if former:
+            node.write(_SOURCE, former)
         raise
     return True
 
@@ -238,10 +247,8 @@ def _apt(
     """Run apt-get; mend what a power cut has left of dpkg's work first, if it asks for that."""
     ran = node.run(*_APT, *words, check=False, timeout=_SECONDS, env=_ENVIRONMENT)
     if not ran.ok and "dpkg --configure -a" in ran.out + ran.err:
-        node.run(
-            "dpkg", "--force-confold", "--configure", "-a",
-            check=False, timeout=_SECONDS, env=_ENVIRONMENT,
-        )  # fmt: skip
+        mend = ("dpkg", "--force-confold", "--configure", "-a")
+        node.run(*mend, check=False, timeout=_SECONDS, env=_ENVIRONMENT)
         ran = node.run(*_APT, *words, check=False, timeout=_SECONDS, env=_ENVIRONMENT)
     if check and not ran.ok:
         raise _refusal(ran, updated)
@@ -263,8 +270,8 @@ def _refusal(ran: kata_node.Ran, updated: kata_node.Ran | None) -> problems.Prob
 
 def _complaints(ran: kata_node.Ran | None) -> list[str]:
     lines = [line.strip() for line in (f"{ran.out}\n{ran.err}" if ran else "").splitlines()]
-    depends = [line for line in lines if " Depends: " in line]
-    return depends + [line[3:] for line in lines if line.startswith(("E: ", "W: "))]
+    said = [line[3:] for line in lines if line.startswith(("E: ", "W: "))]
+    return [line for line in lines if " Depends: " in line] + said
 
 
 def _source_files(node: kata_node.Node) -> set[str]:

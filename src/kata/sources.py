@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, BinaryIO
 
-from kata import host, problems, published, release, settings, unpacked
+from kata import host, packages, problems, published, release, settings, unpacked
 from kata import node as kata_node
 from kata import pace as kata_pace
 
@@ -54,8 +54,6 @@ def provide(
             f"the resource {RESOURCE} cannot be read: {error.strerror}; attach it again"
         ) from error
     if asked.packages:
-        from kata import packages
-
         source = asked.package_source, asked.package_key
         packages.ensure(node, asked.packages, *source, progress=pace.say)
         return None
@@ -94,6 +92,8 @@ def _attached(
             return folder
         if "refused" in known:
             raise problems.Blocked(known["refused"])
+        if packages.are_from(node, digest):
+            return None
         if not asked.archive_sha256 and not published.is_known(digest):
             log.warning("the attached %s, SHA-256 %s, is unverified", RESOURCE, digest)
         return _open_attached(node, file, known, pace)
@@ -103,11 +103,9 @@ def _open_attached(
     node: kata_node.Node, file: BinaryIO, known: dict[str, Any], pace: kata_pace.Pace
 ) -> str | None:
     """Install what the attached file holds: a release, or packages."""
-    from kata import archive, packages
+    from kata import archive
 
     digest = known["sha256"]
-    if packages.are_from(node, digest):
-        return None
     try:
         file.seek(0)
         if archive.holds(file, RESOURCE) == "release":

@@ -11,7 +11,8 @@ from kata import packages, problems, release
 
 SHIM = "/usr/bin/containerd-shim-kata-v2"
 SOURCE = "deb https://apt.example/kata jammy main"
-LIST = "/etc/apt/sources.list.d/archive_uri-https_apt_example_kata-jammy.list"
+LIST = "/etc/apt/sources.list.d/kata-charm.list"
+PPA_LIST = "/etc/apt/sources.list.d/kata-ubuntu-ppa-jammy.list"
 KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\nx\n-----END PGP PUBLIC KEY BLOCK-----"
 KEY_FILE = "/etc/apt/trusted.gpg.d/ABCD.gpg"
 NAMES = ("kata-runtime", "kata-proxy=1.13.0", "kata-shim")
@@ -27,7 +28,7 @@ def fetch(node, monkeypatch):
     def add_source(source, key=None, fail_invalid=False):
         asked.append((source, key, fail_invalid))
         if source != "distro":
-            node.lay({LIST: source})
+            node.lay({PPA_LIST: source})
         if key:
             node.lay({KEY_FILE: "key"})
 
@@ -40,6 +41,10 @@ def fetch(node, monkeypatch):
 def apt(node):
     """An apt that has the packages, beside one that is there and one that is upgraded."""
     node.lay({"/etc/apt/sources.list.d/ubuntu.sources": "theirs"})
+    apt_works(node)
+
+
+def apt_works(node):
     plan = (
         "Inst qemu-vanilla (5.2 kata [amd64])\n"
         "Inst libc6 [2.35] (2.36 jammy [amd64])\n"
@@ -77,7 +82,8 @@ def ran(node, word):
 
 def test_packages_come_from_their_source(node, fetch, apt):
     assert ensure(node) is True
-    assert fetch.asked == [(SOURCE, KEY, True)]
+    assert fetch.asked == [("distro", KEY, True)]
+    assert node.read(LIST).splitlines()[1:] == [SOURCE]
     assert ran(node, "apt-get") == [
         "apt-get --assume-yes --allow-downgrades update",
         "apt-get --assume-yes --allow-downgrades --simulate install kata-runtime kata-proxy=1.13.0 kata-shim",
@@ -119,6 +125,27 @@ def test_a_shim_that_is_gone_is_installed_again(node, fetch, apt):
     node.remove(SHIM)
     assert ensure(node) is True
     assert node.exists(SHIM)
+
+
+def test_a_source_with_a_name_is_for_charmhelpers(node, fetch, apt):
+    ensure(node, source="ppa:kata/stable", key="")
+    assert fetch.asked == [("ppa:kata/stable", None, True)]
+    assert not node.exists(LIST)
+    packages.remove(node, ())
+    assert not node.exists(PPA_LIST)
+
+
+def test_another_source_takes_the_place_of_the_first(node, fetch, apt):
+    ensure(node, source="deb https://one.example/ ./")
+    ensure(node, source="deb https://two.example/ ./")
+    assert "one" not in node.read(LIST)
+    node.on("apt-get *--simulate install *", err="E: Unable to locate package x", status=100)
+    with pytest.raises(problems.Blocked):
+        ensure(node, source="deb https://three.example/ ./")
+    assert "two" in node.read(LIST)
+    apt_works(node)
+    ensure(node, source="ppa:kata/stable")
+    assert not node.exists(LIST)
 
 
 def test_without_a_source_the_machines_own_will_do(node, fetch, apt):
@@ -260,13 +287,13 @@ def test_packages_without_kata_are_taken_away_again(node, fetch, apt):
 )
 def test_a_source_or_key_that_will_not_do_is_named(node, fetch, apt, monkeypatch, make, words):
     def add_source(*_args, **_more):
-        node.lay({LIST: "half"})
+        node.lay({PPA_LIST: "half"})
         raise make(fetch)
 
     monkeypatch.setattr(fetch, "add_source", add_source)
     with pytest.raises(problems.Blocked, match=f"option {words}.*; correct it"):
-        ensure(node)
-    assert not node.exists(LIST)
+        ensure(node, source="ppa:kata/stable")
+    assert not node.exists(PPA_LIST)
 
 
 # Taking away
