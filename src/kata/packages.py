@@ -235,7 +235,9 @@ def _add_source(source: str, key: str) -> None:
     except AttributeError as error:  # how charmhelpers takes it that gpg finds no key
         raise problems.Blocked("option package-key: gpg finds no key in it; correct it") from error
     except (fetch.SourceConfigError, subprocess.CalledProcessError, OSError) as error:
-        raise problems.Blocked(f"option package-source or package-key: {error}"[:150] + "; correct it") from error
+        raise problems.Blocked(
+            f"option package-source or package-key: {error}"[:150] + "; correct it"
+        ) from error
 
 
 def _apt(

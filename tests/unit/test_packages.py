@@ -276,12 +276,18 @@ def test_packages_without_kata_are_taken_away_again(node, fetch, apt):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda fetch: fetch.SourceConfigError("Unknown source: 'x'"), "package-source or package-key: Unknown"),
+        (
+            lambda fetch: fetch.SourceConfigError("Unknown source: 'x'"),
+            "package-source or package-key: Unknown",
+        ),
         (
             lambda _fetch: subprocess.CalledProcessError(1, ["add-apt-repository", "x"]),
             "package-source or package-key: Command",
         ),
-        (lambda _fetch: FileNotFoundError(2, "No such file", "gpg"), "package-source or package-key: .*gpg"),
+        (
+            lambda _fetch: FileNotFoundError(2, "No such file", "gpg"),
+            "package-source or package-key: .*gpg",
+        ),
         (lambda _fetch: AttributeError("'NoneType' has no 'group'"), "package-key"),
     ],
 )
