@@ -24,6 +24,16 @@ class FakeNode(kata_node.Node):
         self.ran: list[str] = []
         self._answers: list[tuple[str, kata_node.Ran, Callable[..., object] | None]] = []
 
+    def path(self, path):
+        """Follow absolute links on the way below the root, as the kernel does on a machine."""
+        place = self.root
+        *folders, last = pathlib.PurePath(path).parts[1:] or ("",)
+        for folder in folders:
+            place /= folder
+            if place.is_symlink() and (target := place.readlink()).is_absolute():
+                place = self.path(target)
+        return place / last
+
     def on(self, pattern, out="", err="", status=0, effect=None):
         self._answers.insert(0, (pattern, kata_node.Ran(status, out, err), effect))
 
