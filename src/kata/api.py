@@ -118,6 +118,18 @@ class Server:
         with self._writing(f"delete {resource.__name__} {name}") as client:
             client.delete(resource, name)
 
+    def delete_pod(self, namespace: str, name: str) -> None:
+        """Delete a pod at once.
+
+        Raises:
+            Absent: there is none.
+            Waiting: it cannot be done now.
+        """
+        from lightkube.resources.core_v1 import Pod
+
+        with self._writing(f"delete Pod {name}") as client:
+            client.delete(Pod, name, namespace=namespace, grace_period=0)
+
     @contextlib.contextmanager
     def _writing(self, asked: str) -> Generator["lightkube.Client"]:
         """Give a lightkube client, and put into words what goes wrong with it."""

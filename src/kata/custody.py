@@ -32,11 +32,13 @@ class Mark:
         inputs: digest of what it was made from.
         edited: whether its text is no longer as it was made.
         exposed: whether its owner or its mode is not as it was made.
+        source: the file that it was made from.
     """
 
     inputs: str
     edited: bool = False
     exposed: bool = False
+    source: str = ""
 
     @property
     def intact(self) -> bool:
@@ -70,7 +72,7 @@ def look(node: kata_node.Node, path: str) -> Mark | None:
     known = place.stat()
     edited = _digest(text[mark.end() :]) != mark["text"]
     exposed = stat.S_IMODE(known.st_mode) != _MODE or known.st_uid != os.geteuid()
-    return Mark(mark["inputs"], edited, exposed)
+    return Mark(mark["inputs"], edited, exposed, mark["source"])
 
 
 def place(node: kata_node.Node, path: str, text: str) -> None:

@@ -28,7 +28,7 @@ def ensure(server: api.Server, machine: node.Node, labels: Mapping[str, str | No
     Raises:
         Waiting: the API server does not do it now.
     """
-    live = _node(server, machine)
+    live = find(server, machine)
     if live is None:
         log.info("this machine is no node of the cluster: it gets no labels")
         return False
@@ -44,8 +44,12 @@ def ensure(server: api.Server, machine: node.Node, labels: Mapping[str, str | No
     return True
 
 
-def _node(server: api.Server, machine: node.Node) -> Manifest | None:
-    """Return the Node object of this machine: the machine's id proves that it is."""
+def find(server: api.Server, machine: node.Node) -> Manifest | None:
+    """Return the Node object of this machine, or None: the machine's id proves that it is.
+
+    Raises:
+        Waiting: the API server does not tell it now.
+    """
     machine_id, forbidden = kubelet.machine_id(machine), None
     if machine_id is None:
         return None

@@ -15,7 +15,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-from kata import cri, grpc, oci, problems, processes, protobuf, vanishing
+from kata import cri, grpc, oci, probe, problems, processes, protobuf, vanishing
 from kata import node as kata_node
 
 NAMESPACE = "kata-charm-verify"
@@ -23,7 +23,6 @@ PLACE = "/run/kata-charm-verify"
 """Holds a folder for each: its root file system while that is made, and what it prints."""
 
 _API = "containerd.services"
-_PROGRAM = "/kata-probe"
 _STOPPED = 3  # containerd.v1.types.Status
 _QUICK = 20  # seconds for what takes a moment
 _SLOW = 120  # seconds to fetch an image, or to end a sandbox
@@ -93,7 +92,7 @@ class Throwaway:
         container = protobuf.message(
             (1, self.id),
             (4, runtime),
-            (5, oci.specification(handler, NAMESPACE, self.id, (_PROGRAM,))),
+            (5, oci.specification(handler, NAMESPACE, self.id, (probe.PATH,))),
             (6, snapshotter),
             (7, root),
         )
@@ -107,7 +106,7 @@ class Throwaway:
             )
             for mount in protobuf.messages(prepared, 1):
                 self._mount(mount, root)
-        file = self._node.path(root + _PROGRAM)
+        file = self._node.path(root + probe.PATH)
         try:
             file.write_bytes(program)
             file.chmod(0o755)

@@ -81,7 +81,7 @@ def sandbox(
     wanted = loaded[handler]
     snapshotter = wanted.snapshotter or cri.default_snapshotter(node.path(service.address))
     verdict = Verdict(handler, host_kernel())
-    with _alone(node), _ending_in_order(), throwaway_of(node, service) as made:
+    with in_order(node), _throwaway(node, service) as made:
         made.create(wanted, snapshotter, image, probe.program(host.machine(node)))
         began = time.monotonic()
         try:
@@ -133,9 +133,7 @@ def _uses_kvm(node: kata_node.Node, pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def throwaway_of(
-    node: kata_node.Node, service: throwaway.Service
-) -> Generator[throwaway.Throwaway]:
+def _throwaway(node: kata_node.Node, service: throwaway.Service) -> Generator[throwaway.Throwaway]:
     """Give a throwaway container, and remove it, and what earlier ones have left, in any case.
 
     Raises:
@@ -146,47 +144,48 @@ def throwaway_of(
         try:
             yield made
         finally:
-            with _undisturbed():
+            with undisturbed():
                 left = made.remove()
         if left:
             raise problems.Blocked(f"the sandbox could not be removed: {'; '.join(left)}")
 
 
 @contextlib.contextmanager
-def _alone(node: kata_node.Node) -> Generator[None]:
-    """Let no two proofs run at once on a machine: each removes what it finds."""
+def in_order(node: kata_node.Node) -> Generator[None]:
+    """Do something alone on a machine, and tidy up if a signal is to end the process.
+
+    No two proofs run at once: each removes what it finds of others.
+
+    Raises:
+        Waiting: another one runs.
+        Interrupted: a signal came.
+    """
     folder = node.path(tenancy.STATE)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError:
-        raise problems.Waiting("another verify-sandbox runs on this machine; wait") from None
-    finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _ending_in_order() -> Generator[None]:
-    """Let a signal that would end the process end the work first."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Interrupted(f"interrupted by {signal.Signals(number).name}; nothing is left behind")
-
-    before = {each: signal.signal(each, stop) for each in _SIGNALS}
+        raise problems.Waiting("another verify-sandbox runs on this machine; wait") from None
+    before = {each: signal.signal(each, _stop) for each in _SIGNALS}
     try:
         yield
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Generator[None]:
+def undisturbed() -> Generator[None]:
     """Keep signals back until something is done."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    raise Interrupted(f"interrupted by {signal.Signals(number).name}; nothing is left behind")

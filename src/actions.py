@@ -1,0 +1,262 @@
+"""The actions on sandboxes, and on what they need. They change nothing that they do not undo."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, cast
+
+import ops
+
+from kata import node as kata_node
+from kata import problems, settings, tenancy
+
+if TYPE_CHECKING:
+    from kata import api, sandboxes, verify
+
+# Results are arguments of a program, and Linux takes none beyond 128 KiB (MAX_ARG_STRLEN).
+_MOST = 120_000
+
+
+class SandboxActions(ops.Object):
+    """Answers what is asked about sandboxes, and about what they need.
+
+    Args:
+        charm: the charm that has the actions.
+        node: its machine.
+        server: gives a conversation with the API server; None without a relation.
+    """
+
+    def __init__(
+        self,
+        charm: ops.CharmBase,
+        node: kata_node.Node,
+        server: "Callable[[], AbstractContextManager[api.Server | None]]",
+    ) -> None:
+        super().__init__(charm, "sandbox-actions")
+        self._charm = charm
+        self._node = node
+        self._server = server
+        observe = self.framework.observe
+        observe(charm.on.list_sandboxes_action, self._list_sandboxes)
+        observe(charm.on.inspect_sandbox_action, self._inspect_sandbox)
+        observe(charm.on.verify_sandbox_action, self._verify_sandbox)
+        observe(charm.on.check_host_action, self._check_host)
+        observe(charm.on.diagnose_action, self._diagnose)
+        observe(charm.on.show_config_action, self._show_config)
+        observe(charm.on.console_command_action, self._console_command)
+
+    # Sandboxes
+
+    def _list_sandboxes(self, event: ops.ActionEvent) -> None:
+        from kata import sandbox_report
+
+        with self._answering(event) as options:
+            found = self._sandboxes(options, event)
+            self._set(
+                event,
+                {
+                    "count": str(len(found)),
+                    "table": sandbox_report.table(found),
+                    "sandboxes": [sandbox_report.data(each) for each in found],
+                },
+            )
+
+    def _inspect_sandbox(self, event: ops.ActionEvent) -> None:
+        from kata import network, picture, sandbox_report
+
+        with self._answering(event) as options:
+            sandbox = self._picked(options, event)
+            net = network.look(self._node, sandbox.id, sandbox.network)
+            data = sandbox_report.data(sandbox) | {"network": dataclasses.asdict(net)}
+            self._set(
+                event,
+                {
+                    "picture": picture.draw(sandbox, net),
+                    "mermaid": picture.mermaid(sandbox, net),
+                    "sandbox": data,
+                },
+            )
+
+    def _console_command(self, event: ops.ActionEvent) -> None:
+        from kata import console
+
+        with self._answering(event) as options:
+            sandbox = self._picked(options, event)
+            found = console.find(self._node, sandbox, wanted=options.debug_console)
+            self._set(event, {"command": found.command, "detail": found.detail})
+
+    def _verify_sandbox(self, event: ops.ActionEvent) -> None:
+        from kata import containerd, throwaway, verify, verify_pod
+
+        with self._answering(event) as options:
+            found = containerd.find(self._node, options)
+            address, state = found.address(self._node), found.state(self._node)
+            service = throwaway.Service(address, found.ctr, found.release)
+            handler = str(event.params.get("handler") or options.runtime_class)
+            image = str(event.params.get("image") or "")
+            timeout = float(event.params.get("timeout") or 120)
+            if event.params.get("level") != "pod":
+                verdict = verify.sandbox(
+                    self._node, service, state, handler, image=image, timeout=timeout
+                )
+            else:
+                with self._server() as server:
+                    if server is None:
+                        raise problems.Blocked(
+                            "level=pod needs the API: integrate kube-control, or use level=node"
+                        )
+                    verdict = verify_pod.pod(
+                        self._node, service, state, server, handler, image=image, timeout=timeout
+                    )
+            self._set(event, _told(verdict))
+            if verdict.trouble:
+                event.fail(verdict.trouble)
+
+    # The machine
+
+    def _check_host(self, event: ops.ActionEvent) -> None:
+        from kata import readiness
+
+        with self._answering(event) as options:
+            checks = readiness.checks(self._node, options)
+            ready = all(each.ok for each in checks if each.required)
+            self._set(
+                event,
+                {
+                    "ready": _flag(ready),
+                    "report": readiness.report(checks),
+                    "checks": [dataclasses.asdict(each) for each in checks],
+                },
+            )
+
+    def _diagnose(self, event: ops.ActionEvent) -> None:
+        from kata import diagnose
+
+        with self._answering(event) as options:
+            pod = str(event.params.get("pod") or "")
+            findings = diagnose.look(self._node, options, pod)
+            self._set(
+                event,
+                {
+                    "count": str(len(findings)),
+                    "report": diagnose.report(findings, pod),
+                    "findings": [dataclasses.asdict(each) for each in findings],
+                },
+            )
+
+    def _show_config(self, event: ops.ActionEvent) -> None:
+        from kata import containerd, shown_config
+
+        with self._answering(event) as options:
+            shown = shown_config.look(self._node, containerd.find(self._node, options))
+            self._set(
+                event,
+                {
+                    "containerd-config": shown.live,
+                    "files": " ".join(shown.files),
+                    "handlers": shown.ours or "none",
+                    "drift": shown.drift or "none",
+                    "kata-config": "\n".join(shown.kata.values()) or "none",
+                    "notes": "; ".join(shown.notes) or "none",
+                },
+            )
+
+    # What they share
+
+    @contextlib.contextmanager
+    def _answering(self, event: ops.ActionEvent) -> Generator[settings.Settings]:
+        """Give the options, and let what stops an answer be said in one line."""
+        try:
+            yield settings.read(self._charm.config)
+        except problems.Problem as problem:
+            event.fail(str(problem))
+        except OSError as error:
+            event.fail(f"the machine refused: {error}")
+
+    def _sandboxes(
+        self, options: settings.Settings, event: ops.ActionEvent
+    ) -> "tuple[sandboxes.Sandbox, ...]":
+        """Return all sandboxes; a containerd that does not answer costs no more than a column."""
+        from kata import containerd, cri, sandboxes
+
+        state, handlers = containerd.STATE, None
+        try:
+            found = containerd.find(self._node, options)
+            state = found.state(self._node)
+            handlers = cri.pod_handlers(self._node.path(found.address(self._node)))
+        except problems.Problem as problem:
+            event.log(f"without handlers: {problem}")
+        return sandboxes.find(self._node, state, handlers)
+
+    def _picked(self, options: settings.Settings, event: ops.ActionEvent) -> "sandboxes.Sandbox":
+        from kata import sandboxes
+
+        return sandboxes.pick(
+            self._sandboxes(options, event),
+            str(event.params.get("pod") or ""),
+            str(event.params.get("sandbox") or ""),
+        )
+
+    def _set(self, event: ops.ActionEvent, results: Mapping[str, Any]) -> None:
+        """Set results, texts as they are and all else as JSON; a file has what does not fit."""
+        shown = {key: _fitted(value) for key, value in results.items()}
+        if any(cut for _, cut in shown.values()):
+            place = f"{tenancy.STATE}/{event.handle.kind.removesuffix('_action')}.json"
+            self._node.write(place, _json(results), mode=0o600)
+            shown["complete"] = f"in {place} on this machine", False
+        event.set_results({key: text for key, (text, _) in shown.items()})
+
+
+def _fitted(value: object) -> tuple[str, bool]:
+    """Return a value as Juju can take it, and whether something was cut off."""
+    if isinstance(value, str):
+        kept, size = list[str](), 0
+        for line in value.splitlines():
+            size += len(line.encode()) + 1
+            if size > _MOST:
+                return "\n".join((*kept, "…")), True
+            kept.append(line)
+        return value, False
+    text = _json(value)
+    if len(text) <= _MOST:
+        return text, False
+    if not isinstance(value, list):
+        return "{}", True
+    parts, size = list[str](), 2
+    for each in cast("list[object]", value):
+        part = _json(each)
+        size += len(part) + 1
+        if size > _MOST:
+            break
+        parts.append(part)
+    return f"[{','.join(parts)}]", True
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _flag(value: bool) -> str:
+    return str(value).lower()
+
+
+def _told(verdict: "verify.Verdict") -> dict[str, str]:
+    """Return a verdict as results."""
+    from kata import causes
+
+    cause = causes.of(verdict.trouble)
+    detail = [*verdict.notes, verdict.trouble or "the sandbox is gone again without a trace"]
+    if cause:
+        detail += [cause.meaning, f"remedy: {cause.remedy}"]
+    return {
+        "verified": _flag(verdict.verified),
+        "handler": verdict.handler,
+        "host-kernel": f"{verdict.host.release} {verdict.host.version}",
+        "guest-kernel": f"{verdict.guest.release} {verdict.guest.version}"
+        if verdict.guest
+        else "",
+        "boot-seconds": "" if verdict.seconds is None else str(verdict.seconds),
+        "detail": "\n".join(detail),
+    }
