@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 import ops
 from charms.kata.v0 import untrusted_container_runtime as untrusted
@@ -27,6 +28,9 @@ from kata import (
     tenancy,
     workload,
 )
+
+if TYPE_CHECKING:
+    from kata import gpu_configuration
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +69,8 @@ class KataCharm(ops.CharmBase):
         framework.observe(self.on.stop, self._on_stop)
         framework.observe(self.on.collect_unit_status, self._on_collect_unit_status)
         framework.observe(self.on.collect_app_status, self._on_collect_app_status)
+        if "JUJU_ACTION_NAME" in os.environ:
+            self._observe_actions()
 
     # Coming and staying
 
@@ -171,6 +177,22 @@ class KataCharm(ops.CharmBase):
                     cluster.remove_runtime_classes(server, self._owner)
         except problems.Problem as problem:
             log.warning("labels or RuntimeClasses may be left in the cluster: %s", problem)
+
+    # Answering
+
+    def _observe_actions(self) -> None:
+        """Have the actions answered; no hook pays for importing what answers them."""
+        import actions
+        import gpu_actions
+
+        def installed(options: settings.Settings) -> "gpu_configuration.Installed | None":
+            found = release.installed(self.node)
+            return workload.for_gpus(self.node, options, found) if found else None
+
+        self.sandbox_actions = actions.SandboxActions(self, self.node, self.control_plane.server)
+        self.gpu_actions = gpu_actions.GpuActions(
+            self, self.node, installed, lambda name: self._attached().get(name)
+        )
 
     # What Juju knows
 

@@ -69,7 +69,7 @@ def undo(node: kata_node.Node) -> bool:
     for step in (_leave_vgpu, vfio.give_back, iommu.forget_next_boot, gpu_configuration.forget):
         try:
             changed |= step(node)
-        except problems.Problem as found:  # noqa: PERF203 - what can be undone now is
+        except problems.Problem as found:  # what can be undone now is
             problem = problem or found
     if problem:
         raise problem

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from kata import (
     configuration,
@@ -29,6 +30,9 @@ from kata import (
     tenancy,
 )
 from kata import node as kata_node
+
+if TYPE_CHECKING:
+    from kata import gpu_configuration
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +141,21 @@ def gpu_overhead(options: settings.Settings) -> tuple[str, str] | None:
     return gpu_configuration.overhead(options)
 
 
+def for_gpus(
+    node: kata_node.Node, options: settings.Settings, installed: release.Release
+) -> "gpu_configuration.Installed":
+    """Return what the configuration for GPUs depends on, of the installed release.
+
+    Raises:
+        Blocked: the release does not have what the options ask for.
+    """
+    from kata import gpu_configuration
+
+    shim = installed.shim(options.shim)
+    shipped = installed.shipped(options.hypervisor, shim)
+    return gpu_configuration.Installed(installed.number, shim, shipped, host.machine(node))
+
+
 def remove(node: kata_node.Node, options: settings.Settings | None) -> None:
     """Take away from a node all that is the charm's, but for what a running sandbox needs.
 
@@ -190,18 +209,8 @@ def _ensure_gpus(
     try:
         outcome = gpu.ensure_host(node, options, attached.get("vgpu-driver"))
         notes = (outcome.message,) if outcome.message else ()
-        shim = installed.shim(options.shim)
-        made = gpu_configuration.configuration(
-            node,
-            options,
-            gpu_configuration.Installed(
-                installed.number,
-                shim,
-                installed.shipped(options.hypervisor, shim),
-                host.machine(node),
-            ),
-            attached.get("guest-kernel"),
-        )
+        base = for_gpus(node, options, installed)
+        made = gpu_configuration.configuration(node, options, base, attached.get("guest-kernel"))
     except problems.Problem as problem:
         return _Gpus(problem=problem)
     if not made:
