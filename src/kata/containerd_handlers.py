@@ -26,6 +26,7 @@ from kata import (
     facts,
     node,
     problems,
+    tenancy,
     toml_statements,
 )
 from kata.containerd import Containerd
@@ -123,6 +124,7 @@ def remove(machine: node.Node, containerd: Containerd | None) -> bool:
         for name in machine.names(folder):
             machine.remove(f"{folder}/{name}")
         machine.remove(folder)
+    machine.remove(tenancy.STATE)  # it stays while anything else is in it
     return changed
 
 
