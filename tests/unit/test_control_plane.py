@@ -236,6 +236,16 @@ def test_the_node_is_the_one_that_kubelet_says_it_is(canonical):
     assert canonical.ours["kubelet_user"] == "system:node:other"
 
 
+def test_a_node_keeps_its_name_whatever_becomes_of_the_machines(canonical):
+    """And no hook after the first looks for kubelet among all processes."""
+    canonical.leader = False
+    canonical.answered(Canonical)
+    canonical.request()
+    canonical.machine.lay({"/proc/sys/kernel/hostname": "renamed\n"})
+    assert canonical.request() is False
+    assert canonical.ours["kubelet_user"] == NODE_USER
+
+
 def test_a_user_that_another_unit_has_asked_for_is_not_asked_for(canonical):
     """Its token would be withdrawn from the other when this unit goes."""
     canonical.leader = False
