@@ -67,14 +67,19 @@ def unpack(
         Blocked: it does not fit on the disk, or the disk fails.
     """
     with _judged(name, tree.root), contextlib.closing(tape.Tape(source)) as reel:
+
+        def take(size: int) -> Iterator[memoryview]:
+            for piece in reel.take(size):
+                progress(reel.read_in)
+                yield piece
+
         for member in _members(reel, most):
             tree.members += 1
             tree.size += member.size
             if tree.members > MOST_MEMBERS or tree.size > most:
                 raise kata_tree.Bad(f"it is larger than {most >> 20} MiB or {MOST_MEMBERS} files")
             disk.require_room(tree.root.parent, sum(size for _, size in kata_tree.stored(member)))
-            tree.put(member, reel.take)
-            progress(reel.read_in)
+            tree.put(member, take)
         tree.settle()
 
 

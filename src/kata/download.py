@@ -60,10 +60,10 @@ class _Note:
     modified: str = ""
     safe: int = 0
     complete: bool = False
+    # Why it was not good enough, and by which digest and edition of the charm: it is not fetched
+    # again as long as all of that is the same.
     refused: str = ""
-    """Why it was not good enough; it is only fetched again in another edition."""
     against: str = ""
-    """The digest that it was refused against, and the edition of this charm."""
 
 
 def fetch(
@@ -125,7 +125,7 @@ def refuse(node: kata_node.Node, path: str, reason: str, sha256: str = "") -> No
 def forget(node: kata_node.Node, path: str) -> None:
     """Remove a downloaded file with its note."""
     node.remove(path)
-    node.remove(_note_path(path))
+    node.remove(f"{path}.json")
 
 
 @dataclasses.dataclass
@@ -285,21 +285,16 @@ def _digest_of(file: IO[bytes], size: int) -> Any:
     return digest
 
 
-def _note_path(path: str) -> str:
-    return f"{path}.json"
-
-
 def _read_note(node: kata_node.Node, path: str) -> _Note:
     try:
-        return _Note(**release.remembered(node, _note_path(path)))
+        return _Note(**release.remembered(node, f"{path}.json"))
     except TypeError:
         return _Note()
 
 
 def _write_note(node: kata_node.Node, path: str, note: _Note) -> None:
-    node.write(_note_path(path), json.dumps(dataclasses.asdict(note)) + "\n", mode=0o600)
+    node.write(f"{path}.json", json.dumps(dataclasses.asdict(note)) + "\n", mode=0o600)
 
 
 def _against(sha256: str) -> str:
-    # A new edition of the charm may be able to read what this one refuses.
     return f"{sha256} {pathlib.Path(__file__).stat().st_mtime_ns}"

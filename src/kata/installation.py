@@ -43,10 +43,15 @@ def ensure_installed(
         Blocked, Waiting: it cannot be installed; what was in use still is.
     """
     _refuse_foreign(node)
-    _clear_leftovers(node)
-    node.path(release.STATE).mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = sources.provide(node, asked, attached, progress)
-    return _select(node, folder) if folder else _select_packages(node)
+    try:
+        _clear_leftovers(node)
+        node.path(release.STATE).mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = sources.provide(node, asked, attached, progress)
+        return _select(node, folder) if folder else _select_packages(node)
+    except OSError as error:
+        raise problems.Blocked(
+            f"cannot install Kata: {error.filename}: {error.strerror}; mend it, then wait"
+        ) from error
 
 
 def ensure_shim(node: kata_node.Node, installed: release.Release, shim: release.Shim) -> bool:
@@ -72,13 +77,15 @@ def collect(node: kata_node.Node) -> tuple[str, ...]:
     """
     selected = release.remembered(node, release.SELECTED)
     old = [name for name in unpacked.folders(node) if name != selected.get("folder")]
+    link = _target(node, release.PREFIX)
+    link_too = selected.get("kind") == "packages" and _is_ours(link)
     packages_too = selected.get("kind") == "archive" and node.exists(release.PACKAGES)
-    if not old and not packages_too:
+    if not (old or link_too or packages_too):
         return ()
     running = _running(node)
-    kept = _discard(node, old, running)
-    if selected.get("kind") == "packages" and not kept:
+    if link_too and not _in_use(link.rpartition("/")[2], running):
         node.remove(release.PREFIX)
+    kept = _discard(node, old, running)
     if packages_too:
         try:
             kept += packages.remove(node, running)
@@ -100,7 +107,7 @@ def remove(node: kata_node.Node) -> tuple[str, ...]:
     selected = release.remembered(node, release.SELECTED)
     folders = unpacked.folders(node)
     # First what leads there, so that nothing is found half removed.
-    if not any(_in_use(name, running) for name in folders if name == selected.get("folder")):
+    if not _in_use(str(selected.get("folder")), running):
         if _target(node, release.SHIM_LINK).startswith(f"{release.PREFIX}/"):
             node.remove(release.SHIM_LINK)
         if _is_ours(_target(node, release.PREFIX)):

@@ -210,7 +210,7 @@ def _install(
         "files": sorted({*map(str, record.get("files", [])), *files}),
     }
     # Before anything is installed: it is ours to remove even if the power fails meanwhile.
-    _write(node, record)
+    node.write(release.PACKAGES, json.dumps(record) + "\n", mode=0o600)
     _apt(node, "install", *packages)
     try:
         there = shim(node)
@@ -218,11 +218,8 @@ def _install(
         if new:
             _apt(node, "purge", *sorted(new))
         raise
-    _write(node, {**record, "asked": asked, "shim": there})
-
-
-def _write(node: kata_node.Node, record: dict[str, Any]) -> None:
-    node.write(release.PACKAGES, json.dumps(record, indent=1) + "\n", mode=0o600)
+    record |= {"asked": asked, "shim": there}
+    node.write(release.PACKAGES, json.dumps(record) + "\n", mode=0o600)
 
 
 def _add_source(source: str, key: str) -> None:

@@ -4,8 +4,9 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import pathlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from typing import Any, BinaryIO
 
 from kata import host, packages, problems, published, release, settings, unpacked
@@ -46,38 +47,43 @@ def provide(
         Blocked, Waiting: it cannot be had.
     """
     pace = kata_pace.Pace(progress)
-    try:
-        if attached and attached.stat().st_size:
-            return _attached(node, asked, attached, pace)
-    except OSError as error:
-        raise problems.Blocked(
-            f"the resource {RESOURCE} cannot be read: {error.strerror}; attach it again"
-        ) from error
-    if asked.packages:
+    if attached and _size(attached):
+        folder = _attached(node, asked, attached, pace)
+    elif asked.packages:
         source = asked.package_source, asked.package_key
         packages.ensure(node, asked.packages, *source, progress=pace.say)
-        return None
-    return _published(node, asked, pace)
+        folder = None
+    else:
+        folder = _published(node, asked, pace)
+    _keep_only(node, ())
+    return folder
 
 
 def forget(node: kata_node.Node) -> None:
     """Remove what was downloaded, and what was noted of the attached file."""
-    place = node.path(DOWNLOADS)
-    if place.is_dir():
-        _keep_only(node, ())
-        node.remove(DOWNLOADS)
+    _keep_only(node, ())
+    node.remove(DOWNLOADS)
     node.remove(ATTACHED)
+
+
+def _size(attached: pathlib.Path) -> int:
+    try:
+        return attached.stat().st_size
+    except OSError as error:
+        raise problems.Blocked(
+            f"the resource {RESOURCE} cannot be read: {error.strerror}; attach it again"
+        ) from error
 
 
 def _attached(
     node: kata_node.Node, asked: settings.Settings, attached: pathlib.Path, pace: kata_pace.Pace
 ) -> str | None:
-    about = attached.stat()
     # The charm's next edition may be able to read what this one refuses.
     edition = pathlib.Path(__file__).stat().st_mtime_ns
-    seen = [str(attached), about.st_size, about.st_mtime_ns, about.st_ino, edition]
     known = release.remembered(node, ATTACHED)
     with attached.open("rb", buffering=0) as file:
+        about = os.fstat(file.fileno())
+        seen = [str(attached), about.st_size, about.st_mtime_ns, about.st_ino, edition]
         if known.get("seen") != seen:
             percent = pace.percent("reading the attached archive", about.st_size)
             known = {"seen": seen, "sha256": _digest(file, percent)}
@@ -196,13 +202,12 @@ def _fetched(
         name = refused.name
         download.refuse(node, f"{DOWNLOADS}/{name}", str(refused), wanted[name])
         raise
-    _keep_only(node, ())
     return folder
 
 
-def _keep_only(node: kata_node.Node, names: Mapping[str, str] | tuple[()]) -> None:
+def _keep_only(node: kata_node.Node, names: Collection[str]) -> None:
     """Remove all downloads but these and their notes."""
-    for each in list(node.path(DOWNLOADS).iterdir()):
+    for each in node.path(DOWNLOADS).glob("*"):
         if each.name.removesuffix(".json") not in names:
             node.remove(f"{DOWNLOADS}/{each.name}")
 

@@ -261,6 +261,14 @@ def test_a_place_that_cannot_be_written_is_named(node, attach):
         ensure(node, attach(archives.release()))
 
 
+def test_a_state_folder_that_cannot_be_made_is_named(node, attach):
+    node.lay({release.STATE: "a file"})
+    with pytest.raises(
+        problems.Blocked, match=rf"cannot install Kata: .*{release.STATE}.*: File ex"
+    ):
+        ensure(node, attach(archives.release()))
+
+
 # What is somebody else's
 
 
@@ -759,6 +767,15 @@ def test_from_packages_to_an_archive_and_back(node, attach):
     installation.ensure_shim(node, release.installed(node), "go")
     assert installation.collect(node) == ()
     assert folders(node) == []
+    assert not node.path("/opt/kata").is_symlink()
+
+
+def test_a_link_that_a_killed_hook_left_beside_packages_goes(node, attach):
+    apt(node)
+    ensure(node, attach(DEBS))
+    node.path("/opt").mkdir(exist_ok=True)
+    node.path("/opt/kata").symlink_to(f"{release.RELEASES}/4.1.0-0123456789ab")
+    installation.collect(node)
     assert not node.path("/opt/kata").is_symlink()
 
 
