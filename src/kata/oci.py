@@ -69,6 +69,8 @@ def specification(handler: cri.Handler, parent: str, name: str, words: Sequence[
             "env": ["PATH=/"],
             "cwd": "/",
             "noNewPrivileges": True,
+            # The agent in the guest asks for them, even if there are none.
+            "capabilities": {"bounding": [], "effective": [], "permitted": []},
         },
         "root": {"path": "rootfs"},
         "mounts": [

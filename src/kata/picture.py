@@ -21,7 +21,7 @@ def draw(sandbox: Sandbox, net: Network) -> str:
     for way in net.ways:
         mac = sandbox.vm.mac or (way.inner.mac if way.inner else "")
         lines += _leads_to(f"network card {plain(mac)}")
-        title = f"network namespace {tail(net.namespace, 50)}"
+        title = f"network namespace {tail(net.namespace.rpartition('/')[2], 50)}"
         lines += _box(title, _namespace(way), down=bool(way.inner))
         lines += _host(way, net)
     lines += _marks(net.problems)

@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import re
 import signal
+import textwrap
 import time
 from collections.abc import Generator, Sequence
 from types import FrameType
@@ -88,11 +90,17 @@ def sandbox(
             made.start(wanted, snapshotter, timeout)
             guest = probe.read(made.answer(probe.SIZE, began + timeout))
         except (grpc.Failed, grpc.Unreachable, problems.Blocked) as problem:
-            return dataclasses.replace(verdict, trouble=f"no sandbox: {problem}")
+            return dataclasses.replace(verdict, trouble=f"no sandbox: {brief(problem)}")
         seconds = time.monotonic() - began
         found = [each for each in sandboxes.find(node, state) if each.id == made.id]
         verdict = dataclasses.replace(verdict, guest=guest, seconds=round(seconds, 2))
         return judged(node, verdict, found)
+
+
+def brief(problem: object) -> str:
+    """Return what a shim or containerd said, in one line; Rust adds a backtrace to it."""
+    said = str(problem).partition("Stack backtrace")[0]
+    return textwrap.shorten(re.sub(r"\\+[nt]", " ", said), 400, placeholder=" …")
 
 
 def host_kernel() -> probe.Kernel:

@@ -77,7 +77,7 @@ def pod(
         try:
             answer = _answer(node, server, made, began + timeout)
         except problems.Blocked as problem:
-            return dataclasses.replace(verdict, trouble=f"no sandbox: {problem}")
+            return dataclasses.replace(verdict, trouble=f"no sandbox: {verify.brief(problem)}")
         seconds = round(time.monotonic() - began, 2)
         found = [each for each in sandboxes.find(node, state) if each.uid == uid]
         verdict = dataclasses.replace(verdict, guest=answer, seconds=seconds)
