@@ -90,11 +90,6 @@ class Demo:
         """Run a hook."""
         self._ran(event, self.unit.dispatch(event, relation, **more))
 
-    def join(self, relation: juju.Relation) -> None:
-        """Run the hooks of a new relation."""
-        for result in relation.join():
-            self._ran(f"{relation.endpoint}-relation-…", result)
-
     def _ran(self, name: str, result: juju.HookResult) -> None:
         self.console.print(f"   hook {name}: {result.seconds:.1f} s", highlight=False)
         for status in result.statuses:
@@ -175,15 +170,14 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
     unit, node, console = demo.unit, demo.node, demo.console
     clean = demo.seen
     secret = unit.grant_secret({"ca-certificate": api.ca})
-    placement = unit.relate("containerd", "kubernetes-worker")
+    unit.relate("containerd", "kubernetes-worker")
 
     with demo.step(
         "Install", "juju deploy kata; juju integrate kata:containerd kubernetes-worker"
     ):
         unit.attach("kata-archive", archive)
-        for event in ("install", "leader-elected", "config-changed", "start"):
+        for event in ("install", "config-changed"):
             demo.hook(event)
-        demo.join(placement)
     demo.expect(unit.status.name == "active", "Kata is available")
 
     with demo.step("Relate", "juju integrate kata:kube-control kubernetes-control-plane"):
@@ -195,7 +189,7 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
                 "ca-certificate-secret-id": secret,
             },
         )
-        demo.join(control)
+        demo.hook("kube-control-relation-created", control)
         user = control.data().get("kubelet_user", "")
         tokens = dict.fromkeys(("client_token", "kubelet_token", "proxy_token"), api.token)
         creds = {user: {**tokens, "scope": unit.name}}
@@ -284,10 +278,7 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
         unit.state["planned_units"] = []
         demo.hook("kube-control-relation-departed", control, departing_unit=unit.name,
                   remote_unit="kubernetes-control-plane/0")  # fmt: skip
-        demo.hook("kube-control-relation-broken", control)
-        demo.hook("containerd-relation-broken", placement)
         demo.hook("stop")
-        demo.hook("remove")
     left = view.change(clean, demo.seen)
     demo.expect(
         not left.added and not left.removed and set(left.altered) <= {view.CONFIG},
