@@ -30,7 +30,7 @@ def cut(text: object, width: int) -> str:
 def tail(path: object, width: int) -> str:
     """Return a plain path of at most that many columns: its end tells most."""
     shown = plain(path)
-    return shown if len(shown) <= width else f"…{shown[1 - width :]}"
+    return shown if len(shown) <= width else f"…{shown[len(shown) - width + 1 :]}"
 
 
 def wrapped(text: str, indent: int = 0) -> list[str]:

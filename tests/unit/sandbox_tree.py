@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 
-_PIDS = itertools.count(1000)
 NETWORK = "/run/netns/cni-{}"
 PAGE = os.sysconf("SC_PAGESIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -84,7 +83,7 @@ def rust_state(name, kind="qemu", **config):
 
 def lay_process(node, words, *, exe="", network="", started=9000, rss=50, ip="10.1.39.154"):
     """Lay a process, and return its pid."""
-    pid = next(_PIDS)
+    pid = next(vars(node).setdefault("pids", itertools.count(1000)))
     top = f"/proc/{pid}"
     after = " ".join(["S", "1", *["0"] * 17, str(started * TICKS), "0", str(rss), "0"])
     node.lay(

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from kata import bundles, processes, sandboxes
+from kata import bundles, problems, processes, sandboxes
 from tests import conftest
 from tests.unit import sandbox_tree as tree
 
@@ -248,3 +248,44 @@ def test_hundreds_of_sandboxes_are_all_there(node):
     assert [each.pod for each in found] == [f"pod-{number:03}" for number in range(200)]
     assert [each.ips[0] for each in found] == [f"10.0.0.{number}" for number in range(200)]
     assert not any(each.problems for each in found)
+
+
+# Which one is meant
+
+
+@pytest.fixture
+def several(node):
+    tree.lay_go(node, 1)
+    tree.lay_go(node, 2, pod=("default", "web"))
+    tree.lay_rust(node, 0x11111111, pod=("other", "web"))
+    return sandboxes.find(node)
+
+
+def test_a_pod_by_its_name_and_a_sandbox_by_its_beginning(several):
+    assert sandboxes.pick(several, pod="other/web").shim == "rust"
+    assert sandboxes.pick(several, sandbox=tree.sid(2)).pod == "web"
+    assert sandboxes.pick(several, sandbox="1").title == "other/web"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "give pod=namespace/name or sandbox=id"),
+        ({"pod": "a/b", "sandbox": "1"}, "give pod=namespace/name or sandbox=id"),
+        ({"pod": "web"}, "pod=web: expected namespace/name"),
+        ({"pod": "default/none"}, "pod=default/none: no such Kata sandbox"),
+        ({"sandbox": "f"}, "sandbox=f: no such Kata sandbox"),
+        ({"sandbox": "0000000"}, "sandbox=0000000: 2 sandboxes fit"),
+    ],
+)
+def test_none_or_several_are_said(several, asked, words):
+    with pytest.raises(problems.Blocked, match=words):
+        sandboxes.pick(several, **asked)
+
+
+def test_of_two_tries_of_a_pod_the_one_that_lives(node):
+    tree.lay_bundle(node, tree.sid(1))
+    tree.lay_go(node, 2)
+    found = sandboxes.find(node)
+    assert len(found) == 2
+    assert sandboxes.pick(found, pod="default/nginx").id == tree.sid(2)
