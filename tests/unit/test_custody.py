@@ -9,15 +9,16 @@ from kata import custody
 PATH = "/etc/kata-containers/configuration.toml"
 INPUTS = hashlib.sha256(b"inputs").hexdigest()
 TEXT = 'key = "value"\n'
+SHIPPED = "/opt/kata/shipped.toml"
 
 
 def stamped(text=TEXT):
-    return custody.stamp(text, "/opt/kata/shipped.toml", INPUTS)
+    return custody.stamp(text, SHIPPED, INPUTS)
 
 
 def test_our_file_says_so_and_what_it_was_made_from(node):
     custody.place(node, PATH, stamped())
-    assert custody.look(node, PATH) == custody.Mark(INPUTS)
+    assert custody.look(node, PATH) == custody.Mark(INPUTS, source=SHIPPED)
     assert node.read(PATH).startswith("# Made by the Juju charm kata")
     assert "/opt/kata/shipped.toml" in node.read(PATH).splitlines()[1]
     assert node.read(PATH).endswith(TEXT)
@@ -77,7 +78,7 @@ def test_an_edit_of_ours_is_undone_and_kept(node):
     for number, name in enumerate((".edited", ".edited-2"), start=1):
         edited = node.read(PATH) + f"edit = {number}\n"
         node.write(PATH, edited)
-        assert custody.look(node, PATH) == custody.Mark(INPUTS, edited=True)
+        assert custody.look(node, PATH) == custody.Mark(INPUTS, edited=True, source=SHIPPED)
         custody.place(node, PATH, stamped())
         assert custody.look(node, PATH).intact
         assert node.read(PATH + name) == edited
