@@ -129,6 +129,8 @@ def test_a_rewrite_is_healed_before_containerd_starts(unit):
     node = unit.node
     node.copy_in(
         "version = 2\n"
+        '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]\n'
+        '  runtime_type = "io.containerd.runc.v2"\n'
         '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]\n'
         '  runtime_type = "io.containerd.kata.v2"\n'
         '  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata.options]\n'
