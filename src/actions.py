@@ -52,7 +52,8 @@ class SandboxActions(ops.Object):
     def _list_sandboxes(self, event: ops.ActionEvent) -> None:
         from kata import sandbox_report
 
-        with self._answering(event) as options:
+        with _answering(event):
+            options = settings.read(self._charm.config)
             found = self._sandboxes(options, event)
             self._set(
                 event,
@@ -66,7 +67,8 @@ class SandboxActions(ops.Object):
     def _inspect_sandbox(self, event: ops.ActionEvent) -> None:
         from kata import network, picture, sandbox_report
 
-        with self._answering(event) as options:
+        with _answering(event):
+            options = settings.read(self._charm.config)
             sandbox = self._picked(options, event)
             net = network.look(self._node, sandbox.id, sandbox.network)
             data = sandbox_report.data(sandbox) | {"network": dataclasses.asdict(net)}
@@ -82,7 +84,8 @@ class SandboxActions(ops.Object):
     def _console_command(self, event: ops.ActionEvent) -> None:
         from kata import console
 
-        with self._answering(event) as options:
+        with _answering(event):
+            options = settings.read(self._charm.config)
             sandbox = self._picked(options, event)
             found = console.find(self._node, sandbox, wanted=options.debug_console)
             self._set(event, {"command": found.command, "detail": found.detail})
@@ -90,7 +93,8 @@ class SandboxActions(ops.Object):
     def _verify_sandbox(self, event: ops.ActionEvent) -> None:
         from kata import containerd, throwaway, verify, verify_pod
 
-        with self._answering(event) as options:
+        with _answering(event):
+            options = settings.read(self._charm.config)
             found = containerd.find(self._node, options)
             address, state = found.address(self._node), found.state(self._node)
             service = throwaway.Service(address, found.ctr, found.release)
@@ -119,7 +123,8 @@ class SandboxActions(ops.Object):
     def _check_host(self, event: ops.ActionEvent) -> None:
         from kata import readiness
 
-        with self._answering(event) as options:
+        with _answering(event):
+            options = settings.read(self._charm.config)
             checks = readiness.checks(self._node, options)
             ready = all(each.ok for each in checks if each.required)
             self._set(
@@ -134,7 +139,8 @@ class SandboxActions(ops.Object):
     def _diagnose(self, event: ops.ActionEvent) -> None:
         from kata import diagnose
 
-        with self._answering(event) as options:
+        with _answering(event):
+            options = settings.read(self._charm.config)
             pod = str(event.params.get("pod") or "")
             findings = diagnose.look(self._node, options, pod)
             self._set(
@@ -149,7 +155,8 @@ class SandboxActions(ops.Object):
     def _show_config(self, event: ops.ActionEvent) -> None:
         from kata import containerd, shown_config
 
-        with self._answering(event) as options:
+        with _answering(event):
+            options = settings.read(self._charm.config)
             shown = shown_config.look(self._node, containerd.find(self._node, options))
             self._set(
                 event,
@@ -164,16 +171,6 @@ class SandboxActions(ops.Object):
             )
 
     # What they share
-
-    @contextlib.contextmanager
-    def _answering(self, event: ops.ActionEvent) -> Generator[settings.Settings]:
-        """Give the options, and let what stops an answer be said in one line."""
-        try:
-            yield settings.read(self._charm.config)
-        except problems.Problem as problem:
-            event.fail(str(problem))
-        except OSError as error:
-            event.fail(f"the machine refused: {error}")
 
     def _sandboxes(
         self, options: settings.Settings, event: ops.ActionEvent
@@ -207,6 +204,17 @@ class SandboxActions(ops.Object):
             self._node.write(place, _json(results), mode=0o600)
             shown["complete"] = f"in {place} on this machine", False
         event.set_results({key: text for key, (text, _) in shown.items()})
+
+
+@contextlib.contextmanager
+def _answering(event: ops.ActionEvent) -> Generator[None]:
+    """Let what stops an answer be said in one line."""
+    try:
+        yield
+    except problems.Problem as problem:
+        event.fail(str(problem))
+    except OSError as error:
+        event.fail(f"the machine refused: {error}")
 
 
 def _fitted(value: object) -> tuple[str, bool]:

@@ -214,15 +214,15 @@ def configured(text: str) -> dict[str, str]:
     import tomlkit
     import tomlkit.exceptions
 
-    try:
-        tree: dict[str, Any] = tomlkit.parse(text).unwrap()
-    except tomlkit.exceptions.TOMLKitError:
-        return {}
     found: dict[str, str] = {}
-    for table in tree.get("hypervisor", {}).values():
-        for key in _FILES:
-            if isinstance(path := table.get(key), str) and path.startswith("/"):
-                found[key] = path
+    try:
+        tree: dict[str, dict[str, dict[str, Any]]] = tomlkit.parse(text).unwrap()
+        for table in tree.get("hypervisor", {}).values():
+            for key in _FILES:
+                if isinstance(path := table.get(key), str) and path.startswith("/"):
+                    found[key] = path
+    except (tomlkit.exceptions.TOMLKitError, AttributeError):
+        pass
     return found
 
 
