@@ -5,17 +5,30 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from kata import host, probe
 
 NAME = "localhost/kata-charm-probe:1"
 
 
-def archive(machine: host.Architecture) -> bytes:
-    """Return the image as a tar of an OCI layout (opencontainers/image-spec, image-layout.md)."""
+class Image(NamedTuple):
+    """The image.
+
+    Attributes:
+        archive: a tar of an OCI layout (opencontainers/image-spec, image-layout.md).
+        names: what containerd calls it once it is imported: CRI adds a name after its digest.
+    """
+
+    archive: bytes
+    names: tuple[str, str]
+
+
+def make(machine: host.Architecture) -> Image:
+    """Return the image for a machine; it is the same each time."""
     blobs: dict[str, bytes] = {}
 
-    def put(kind: str, data: bytes) -> dict[str, object]:
+    def put(kind: str, data: bytes) -> dict[str, Any]:
         digest = hashlib.sha256(data).hexdigest()
         blobs[f"blobs/sha256/{digest}"] = data
         return {
@@ -31,7 +44,7 @@ def archive(machine: host.Architecture) -> bytes:
         "config": {"Entrypoint": [probe.PATH], "Env": ["PATH=/"]},
         "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
     }
-    manifest = {
+    manifest: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": put("config.v1+json", _json(config)),
@@ -40,9 +53,8 @@ def archive(machine: host.Architecture) -> bytes:
     listed = put("manifest.v1+json", _json(manifest))
     listed["annotations"] = {"io.containerd.image.name": NAME}
     index = {"schemaVersion": 2, "manifests": [listed]}
-    return _tar(
-        {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": _json(index)} | blobs
-    )
+    head = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": _json(index)}
+    return Image(_tar(head | blobs), (NAME, manifest["config"]["digest"]))
 
 
 def _json(value: object) -> bytes:

@@ -8,6 +8,7 @@ is found again by its id, so that whatever an interruption leaves is removed by 
 import contextlib
 import dataclasses
 import os
+import pathlib
 import secrets
 import select
 import shutil
@@ -67,6 +68,9 @@ class Throwaway:
         self.id = f"verify-{secrets.token_hex(6)}"
         self._node = node
         self._service = service
+        # As containerd and mount see it; its path is the snapshot's key too, as with ctr's mounts.
+        self._folder = node.path(f"{PLACE}/{self.id}")
+        self._root = str(self._folder / "rootfs")
         headers = {"containerd-namespace": NAMESPACE}
         self._channel = grpc.Channel(node.path(service.address), headers)
         self._outputs: dict[str, int] = {}
@@ -90,11 +94,9 @@ class Throwaway:
         Raises:
             Problem: containerd or the machine refuses.
         """
-        folder = f"{PLACE}/{self.id}"
-        root = f"{folder}/rootfs"
-        self._node.path(root).mkdir(parents=True, mode=0o700)
+        os.makedirs(self._root, mode=0o700)
         for name in ("out", "err"):
-            path = self._node.path(f"{folder}/{name}")
+            path = self._folder / name
             os.mkfifo(path, 0o600)
             self._outputs[name] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         # Described first: what an interruption leaves from here on is found by this.
@@ -106,26 +108,26 @@ class Throwaway:
             (4, runtime),
             (5, oci.specification(handler, NAMESPACE, self.id, (probe.PATH,))),
             (6, snapshotter),
-            (7, root),
+            (7, self._root),
         )
         self._call("containers.v1.Containers/Create", (1, container))
         if image:
-            self._fetch(image, snapshotter, root)
+            self._fetch(image, snapshotter)
         else:
             labels = {"containerd.io/gc.root": "kata-charm"}
             prepared = self._call(
-                "snapshots.v1.Snapshots/Prepare", (1, snapshotter), (2, root), (4, labels)
+                "snapshots.v1.Snapshots/Prepare", (1, snapshotter), (2, self._root), (4, labels)
             )
             for mount in protobuf.messages(prepared, 1):
-                self._mount(mount, root)
-        file = self._node.path(root + probe.PATH)
+                self._mount(mount)
+        file = pathlib.Path(self._root + probe.PATH)
         try:
             file.write_bytes(program)
             file.chmod(0o755)
         except OSError as error:
             raise problems.Blocked(f"cannot write {file}: {error.strerror}") from error
         finally:
-            self._unmount(root)
+            self._unmount(self._root)
 
     def start(self, handler: cri.Handler, snapshotter: str, timeout: float) -> None:
         """Create its task and start it: this is where a virtual machine boots.
@@ -133,15 +135,14 @@ class Throwaway:
         Raises:
             grpc.Failed: containerd or the shim refuses; in its own words.
         """
-        folder = f"{PLACE}/{self.id}"
-        where = (1, snapshotter), (2, f"{folder}/rootfs")
+        where = (1, snapshotter), (2, self._root)
         mounts = protobuf.messages(self._call("snapshots.v1.Snapshots/Mounts", *where), 1)
         self._call(
             "tasks.v1.Tasks/Create",
             (1, self.id),
             *((3, mount) for mount in mounts),
-            (5, f"{folder}/out"),
-            (6, f"{folder}/err"),
+            (5, str(self._folder / "out")),
+            (6, str(self._folder / "err")),
             # containerd passes it on from 1.6.21 and 1.7.1 only, as it does for pods.
             (10, handler.runtime_path),
             timeout=timeout,
@@ -193,7 +194,7 @@ class Throwaway:
         for name in vanishing.names(self._node, PLACE):
             folder = self._node.path(f"{PLACE}/{name}")
             if folder.is_dir():
-                self._unmount(f"{PLACE}/{name}/rootfs")
+                self._unmount(str(folder / "rootfs"))
                 shutil.rmtree(folder, ignore_errors=True)
         for folder in _FOLDERS:
             for place in self._node.root.glob(folder.lstrip("/")):
@@ -203,35 +204,31 @@ class Throwaway:
 
     # The pieces
 
-    def _fetch(self, image: str, snapshotter: str, root: str) -> None:
+    def _fetch(self, image: str, snapshotter: str) -> None:
         """Put an image on the machine, if it is not, and mount a copy that can be written to."""
         ctr = (self._service.ctr, "--address", self._service.address, "--namespace")
         pods = (*ctr, "k8s.io", "images")
         ours = (*ctr, NAMESPACE, "images")
         there = self._node.run(*pods, "ls", "--quiet", f"name=={image}", timeout=_QUICK)
         if there.out.strip():
-            file = str(self._node.path(f"{PLACE}/{self.id}/image.tar"))
+            file = str(self._folder / "image.tar")
             self._node.run(*pods, "export", file, image, timeout=_SLOW)
             self._node.run(*ours, "import", "--snapshotter", snapshotter, file, timeout=_SLOW)
             os.unlink(file)
         else:
             self._node.run(*ours, "pull", "--snapshotter", snapshotter, image, timeout=_SLOW)
-        place = str(self._node.path(root))
-        self._node.run(
-            *(*ours, "mount", "--rw", "--snapshotter", snapshotter, image, place), timeout=_SLOW
-        )
+        words = ("--rw", "--snapshotter", snapshotter, image, self._root)
+        self._node.run(*ours, "mount", *words, timeout=_SLOW)
 
-    def _mount(self, mount: bytes, root: str) -> None:
+    def _mount(self, mount: bytes) -> None:
         options = protobuf.texts(mount, 4)
         kind, source = protobuf.text(mount, 1), protobuf.text(mount, 2)
         # A bind mount is a flag for the kernel and no type.
         types = () if kind == "bind" else ("--types", kind)
         words = ("--options", ",".join(options)) if options else ()
-        target = str(self._node.path(root))
-        self._node.run("mount", *types, *words, "--", source or kind, target, timeout=_QUICK)
+        self._node.run("mount", *types, *words, "--", source or kind, self._root, timeout=_QUICK)
 
-    def _unmount(self, root: str) -> None:
-        place = str(self._node.path(root))
+    def _unmount(self, place: str) -> None:
         if _is_mounted(place):
             self._node.run("umount", "--", place, check=False, timeout=_QUICK)
 

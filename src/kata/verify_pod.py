@@ -117,12 +117,13 @@ def manifest(node_name: str, handler: str, image: str, timeout: float) -> Manife
 def _image(node: kata_node.Node, service: throwaway.Service) -> Generator[None]:
     """Put the image of the probe where kubelet's pods find it, and take it away again."""
     images = (service.ctr, "--address", service.address, "--namespace", "k8s.io", "images")
-    archive = probe_image.archive(host.machine(node)).decode("utf-8", "surrogateescape")
+    image = probe_image.make(host.machine(node))
+    archive = image.archive.decode("utf-8", "surrogateescape")
     node.run(*images, "import", "-", text=archive, timeout=_IMPORT)
     try:
         yield
     finally:
-        node.run(*images, "rm", "--sync", probe_image.NAME, check=False, timeout=_IMPORT)
+        node.run(*images, "rm", "--sync", *image.names, check=False, timeout=_IMPORT)
 
 
 @contextlib.contextmanager

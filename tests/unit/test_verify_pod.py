@@ -7,7 +7,7 @@ import uuid
 import kubernetes_validate
 import pytest
 
-from kata import api, credentials, probe, problems, throwaway, verify, verify_pod
+from kata import api, credentials, probe, probe_image, problems, throwaway, verify, verify_pod
 from tests import api_server
 from tests.unit import kata_machine
 from tests.unit import sandbox_tree as tree
@@ -167,7 +167,7 @@ def test_nothing_is_left(node, cluster, prove):
     assert cluster.pods == {}
     assert node.ran == [
         f"{CTR} import -",
-        f"{CTR} rm --sync localhost/kata-charm-probe:1",
+        f"{CTR} rm --sync {' '.join(probe_image.make('amd64').names)}",
     ]
 
 
