@@ -113,16 +113,15 @@ def remove(node: kata_node.Node) -> tuple[str, ...]:
         if _is_ours(_target(node, release.PREFIX)):
             node.remove(release.PREFIX)
     kept = _discard(node, folders, running)
-    if node.exists(release.PACKAGES):
-        stay = packages.remove(node, running)
-        if not stay and _target(node, release.SHIM_LINK).startswith("/usr/"):
-            node.remove(release.SHIM_LINK)
-        kept += stay
     _clear_leftovers(node)
     sources.forget(node)
     node.remove(release.RELEASES)
     node.remove(release.SELECTED)
-    return kept
+    # Last, because apt may be busy.
+    packages_kept = packages.remove(node, running)
+    if not packages_kept and _target(node, release.SHIM_LINK).startswith("/usr/"):
+        node.remove(release.SHIM_LINK)
+    return kept + packages_kept
 
 
 def _select(node: kata_node.Node, folder: str) -> bool:

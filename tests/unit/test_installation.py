@@ -824,3 +824,19 @@ def test_removal_purges_our_packages(node, attach):
     assert installation.remove(node) == ()
     left = {path: text for path, text in node.tree().items() if "/dpkg/" not in path}
     assert left == before
+
+
+def test_removal_is_not_held_up_by_a_busy_apt(node, attach):
+    apt(node)
+    ensure(node, attach(archives.release("4.1.0")))
+    ensure(node, attach(DEBS))
+    node.on("apt-get *--simulate purge *", err="E: Could not get lock", status=100)
+    with pytest.raises(problems.Waiting):
+        installation.remove(node)
+    assert folders(node) == []
+    assert not node.path("/opt/kata").is_symlink()
+    assert not node.exists(release.SELECTED)
+    assert node.exists(release.PACKAGES)
+    apt(node)
+    assert installation.remove(node) == ()
+    assert not node.exists(SHIM)
