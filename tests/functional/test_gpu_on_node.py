@@ -40,6 +40,8 @@ print(json.dumps(answer))
 @pytest.fixture
 def node(node):
     node.copy_in_tree(charm.REPOSITORY / "src", "/root/src")
+    # The code under test is there before the power goes, as a charm is before its hooks run.
+    node.run(["sync"])
     return node
 
 
