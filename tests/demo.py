@@ -51,6 +51,9 @@ version = 2
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "/etc/cni/net.d"
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = "/var/lib/containerd/opt"
 """
 # A site's own check that will not have a certain handler: containerd does not start with it.
 VETO = """\
@@ -280,6 +283,8 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
                   remote_unit="kubernetes-control-plane/0")  # fmt: skip
         demo.hook("stop")
     left = view.change(clean, demo.seen)
+    for path in (*left.added, *left.removed, *sorted({*left.altered} - {view.CONFIG})):
+        demo.console.print(f"   not as it was: {path}", style="red", markup=False)
     demo.expect(
         not left.added and not left.removed and set(left.altered) <= {view.CONFIG},
         f"nothing of the charm is left ({len(demo.seen.files)} paths compared)",
