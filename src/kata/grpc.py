@@ -5,6 +5,7 @@ HTTP2"). The h2 library speaks the former; the latter is all that is here.
 """
 
 import contextlib
+import logging
 import pathlib
 import socket
 import struct
@@ -50,6 +51,8 @@ class Channel:
         import h2.config
         import h2.connection
 
+        # Every record of a hook is a process of its own, and this has several for each header.
+        logging.getLogger("hpack").setLevel(logging.WARNING)
         self._path = path
         self._headers = headers or {}
         self._socket = socket.socket(socket.AF_UNIX)

@@ -12,6 +12,7 @@ import dataclasses
 import fcntl
 import ipaddress
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -122,6 +123,8 @@ def look(node: kata_node.Node, sandbox: str, namespace: str) -> Network:
     # pyroute2 takes 0.2 s to import, and only this needs it.
     import pyroute2  # pyright: ignore[reportMissingTypeStubs]
 
+    # Every record of a hook is a process of its own.
+    logging.getLogger("pyroute2").setLevel(logging.WARNING)
     try:
         with pyroute2.IPRoute(netns=str(node.path(namespace)), flags=0) as there:
             inside = tuple(_links(there))

@@ -102,3 +102,10 @@ def test_somebody_else_listens(tmp_path, channel, said):
         channel().call("a.B/C", timeout=5)
     thread.join()
     listener.close()
+
+
+def test_headers_are_not_logged(service, channel, caplog):
+    caplog.set_level(0)
+    service(lambda *_: b"")
+    channel().call("a.B/C")
+    assert caplog.records == [], "each record of a hook starts a process"
