@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ops
 
-from kata import node as kata_node
-from kata import problems, settings, tenancy
+from kata import problems, settings
+from kata.machine import node as kata_node
+from kata.machine import tenancy
 
 if TYPE_CHECKING:
-    from kata import api, sandboxes, verify
+    from kata.cluster import api
+    from kata.sandbox import sandboxes, verify
 
 # Results are arguments of a program, and Linux takes none beyond 128 KiB (MAX_ARG_STRLEN).
 _MOST = 120_000
@@ -50,7 +52,7 @@ class SandboxActions(ops.Object):
     # Sandboxes
 
     def _list_sandboxes(self, event: ops.ActionEvent) -> None:
-        from kata import sandbox_report
+        from kata.sandbox import report as sandbox_report
 
         with _answering(event):
             options = settings.read(self._charm.config)
@@ -65,7 +67,8 @@ class SandboxActions(ops.Object):
             )
 
     def _inspect_sandbox(self, event: ops.ActionEvent) -> None:
-        from kata import network, picture, sandbox_report
+        from kata.sandbox import network, picture
+        from kata.sandbox import report as sandbox_report
 
         with _answering(event):
             options = settings.read(self._charm.config)
@@ -82,7 +85,7 @@ class SandboxActions(ops.Object):
             )
 
     def _console_command(self, event: ops.ActionEvent) -> None:
-        from kata import console
+        from kata.sandbox import console
 
         with _answering(event):
             options = settings.read(self._charm.config)
@@ -91,11 +94,12 @@ class SandboxActions(ops.Object):
             self._set(event, {"command": found.command, "detail": found.detail})
 
     def _verify_sandbox(self, event: ops.ActionEvent) -> None:
-        from kata import containerd, throwaway, verify, verify_pod
+        from kata.containerd import daemon
+        from kata.sandbox import throwaway, verify, verify_pod
 
         with _answering(event):
             options = settings.read(self._charm.config)
-            found = containerd.find(self._node, options)
+            found = daemon.find(self._node, options)
             address, state = found.address(self._node), found.state(self._node)
             service = throwaway.Service(address, found.ctr, found.release)
             handler = str(event.params.get("handler") or options.runtime_class)
@@ -121,7 +125,7 @@ class SandboxActions(ops.Object):
     # The machine
 
     def _check_host(self, event: ops.ActionEvent) -> None:
-        from kata import readiness
+        from kata.checks import readiness
 
         with _answering(event):
             options = settings.read(self._charm.config)
@@ -137,7 +141,7 @@ class SandboxActions(ops.Object):
             )
 
     def _diagnose(self, event: ops.ActionEvent) -> None:
-        from kata import diagnose
+        from kata.checks import diagnose
 
         with _answering(event):
             options = settings.read(self._charm.config)
@@ -153,11 +157,12 @@ class SandboxActions(ops.Object):
             )
 
     def _show_config(self, event: ops.ActionEvent) -> None:
-        from kata import containerd, shown_config
+        from kata.checks import shown_config
+        from kata.containerd import daemon
 
         with _answering(event):
             options = settings.read(self._charm.config)
-            shown = shown_config.look(self._node, containerd.find(self._node, options))
+            shown = shown_config.look(self._node, daemon.find(self._node, options))
             self._set(
                 event,
                 {
@@ -176,11 +181,12 @@ class SandboxActions(ops.Object):
         self, options: settings.Settings, event: ops.ActionEvent
     ) -> "tuple[sandboxes.Sandbox, ...]":
         """Return all sandboxes; a containerd that does not answer costs no more than a column."""
-        from kata import containerd, cri, sandboxes
+        from kata.containerd import cri, daemon
+        from kata.sandbox import sandboxes
 
-        state, handlers = containerd.STATE, None
+        state, handlers = daemon.STATE, None
         try:
-            found = containerd.find(self._node, options)
+            found = daemon.find(self._node, options)
             state = found.state(self._node)
             handlers = cri.pod_handlers(self._node.path(found.address(self._node)))
         except problems.Problem as problem:
@@ -188,7 +194,7 @@ class SandboxActions(ops.Object):
         return sandboxes.find(self._node, state, handlers)
 
     def _picked(self, options: settings.Settings, event: ops.ActionEvent) -> "sandboxes.Sandbox":
-        from kata import sandboxes
+        from kata.sandbox import sandboxes
 
         return sandboxes.pick(
             self._sandboxes(options, event),
@@ -252,7 +258,7 @@ def _flag(value: bool) -> str:
 
 def _told(verdict: "verify.Verdict") -> dict[str, str]:
     """Return a verdict as results."""
-    from kata import causes
+    from kata.checks import causes
 
     cause = causes.of(verdict.trouble)
     detail = [*verdict.notes, verdict.trouble or "the sandbox is gone again without a trace"]

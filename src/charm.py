@@ -17,20 +17,13 @@ import ops
 from charms.kata.v0 import untrusted_container_runtime as untrusted
 
 import control_plane
-from kata import (
-    cluster,
-    handlers,
-    node,
-    node_labels,
-    problems,
-    release,
-    settings,
-    tenancy,
-    workload,
-)
+from kata import handlers, problems, settings, workload
+from kata.cluster import node_labels, runtime_classes
+from kata.machine import node, tenancy
+from kata.release import release
 
 if TYPE_CHECKING:
-    from kata import gpu_configuration
+    from kata.gpu import configuration as gpu_configuration
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +119,7 @@ class KataCharm(ops.CharmBase):
     def _ensure_runtime_classes(self, options: settings.Settings) -> ops.StatusBase:
         """Make the RuntimeClasses, which are the leader's, and tell of them."""
         classes = [
-            cluster.RuntimeClass(
+            runtime_classes.RuntimeClass(
                 name=each.name,
                 handler=each.name,
                 memory=each.overhead_memory,
@@ -139,7 +132,7 @@ class KataCharm(ops.CharmBase):
         with self.control_plane.server() as server:
             if not server:
                 return ops.ActiveStatus(f"RuntimeClass {names} is yours: no kube-control relation")
-            cluster.ensure_runtime_classes(server, self._owner, classes)
+            runtime_classes.ensure_runtime_classes(server, self._owner, classes)
         return ops.ActiveStatus(f"RuntimeClass {names}")
 
     # Going
@@ -174,7 +167,7 @@ class KataCharm(ops.CharmBase):
                     gone = {node_labels.READY: None, node_labels.GPU: None}
                     node_labels.ensure(server, self.node, gone)
                 if server and last:
-                    cluster.remove_runtime_classes(server, self._owner)
+                    runtime_classes.remove_runtime_classes(server, self._owner)
         except problems.Problem as problem:
             log.warning("labels or RuntimeClasses may be left in the cluster: %s", problem)
 
@@ -197,8 +190,8 @@ class KataCharm(ops.CharmBase):
     # What Juju knows
 
     @property
-    def _owner(self) -> cluster.Owner:
-        return cluster.Owner(self.app.name, self.model.uuid)
+    def _owner(self) -> runtime_classes.Owner:
+        return runtime_classes.Owner(self.app.name, self.model.uuid)
 
     def _attached(self) -> dict[str, pathlib.Path]:
         """Return the files of the resources that are attached and not empty."""

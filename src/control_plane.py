@@ -16,7 +16,9 @@ from typing import Any, cast
 
 import ops
 
-from kata import api, credentials, kubelet, node, problems, tenancy
+from kata import problems
+from kata.cluster import api, credentials, kubelet
+from kata.machine import node, tenancy
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import ops
 
-from kata import gpu_configuration, problems, settings
-from kata import node as kata_node
+from kata import problems, settings
+from kata.gpu import configuration as gpu_configuration
+from kata.machine import node as kata_node
 
 
 class GpuActions(ops.Object):
@@ -37,7 +38,8 @@ class GpuActions(ops.Object):
         self.framework.observe(charm.on.list_vgpus_action, self._list_vgpus)
 
     def _check_gpu(self, event: ops.ActionEvent) -> None:
-        from kata import gpu_check, gpu_report
+        from kata.gpu import check as gpu_check
+        from kata.gpu import report as gpu_report
 
         try:
             wanted = settings.read(self._charm.config)
@@ -60,7 +62,7 @@ class GpuActions(ops.Object):
         )
 
     def _list_vgpus(self, event: ops.ActionEvent) -> None:
-        from kata import mdev
+        from kata.gpu import mdev
 
         types, instances = mdev.types(self._node), mdev.instances(self._node)
         lines = [

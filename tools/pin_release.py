@@ -20,7 +20,7 @@ import urllib.error
 import urllib.request
 
 API = "https://api.github.com"
-TABLE = pathlib.Path(__file__).resolve().parents[1] / "src/kata/digests.json"
+TABLE = pathlib.Path(__file__).resolve().parents[1] / "src/kata/release/digests.json"
 SOURCE = "GitHub's release API"
 # The archives that the charm may ask for; not those of other architectures, or of the tools.
 _ARCHIVE = re.compile(r"kata-(go-)?static-[0-9][^/]*-(amd64|x86_64|arm64)\.tar\.(xz|zst)")

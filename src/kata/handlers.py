@@ -6,8 +6,10 @@ A handler is containerd's name for a way to run pods; a RuntimeClass makes it kn
 import dataclasses
 from collections.abc import Mapping
 
-from kata import overlay, problems, release, settings
-from kata.release import Number, Shim
+from kata import problems, settings
+from kata.configuration import overlay
+from kata.release import release
+from kata.release.release import Number, Shim
 
 FOLDER = "/etc/kata-containers"
 MAIN = f"{FOLDER}/configuration.toml"

@@ -11,28 +11,17 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from kata import (
-    configuration,
-    configuration_text,
-    containerd,
-    containerd_handlers,
-    guard,
-    handlers,
-    host,
-    installation,
-    modules,
-    overlay,
-    packages,
-    problems,
-    release,
-    settings,
-    sources,
-    tenancy,
-)
-from kata import node as kata_node
+from kata import handlers, problems, settings
+from kata.configuration import handler_files, overlay
+from kata.configuration import text as configuration_text
+from kata.containerd import daemon, guard
+from kata.containerd import handlers as containerd_handlers
+from kata.machine import host, modules, tenancy
+from kata.machine import node as kata_node
+from kata.release import installation, packages, release, sources
 
 if TYPE_CHECKING:
-    from kata import gpu_configuration
+    from kata.gpu import configuration as gpu_configuration
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +87,7 @@ def ensure(
         return Report(None, notes=(f"Kata not installed here: system container ({kind})",))
     if options.kata_config:
         overlay.read(options.kata_config)
-    found = containerd.find(node, options)
+    found = daemon.find(node, options)
     host.ensure_ready(node)
     archive = attached.get(sources.RESOURCE)
     if not archive and not options.packages:
@@ -114,7 +103,7 @@ def ensure(
     gpus = _ensure_gpus(node, options, installed, attached)
     wanted = handlers.wanted(options, installed, found.release, gpus.overhead)
     extras = {each.name: gpus.extra for each in wanted if each.gpu and gpus.extra}
-    written = configuration.ensure(node, installed, wanted, options, extras)
+    written = handler_files.ensure(node, installed, wanted, options, extras)
     for warning in written.warnings:
         log.warning("%s", warning)
     installation.ensure_shim(node, installed, wanted[0].shim)
@@ -136,7 +125,7 @@ def gpu_overhead(options: settings.Settings) -> tuple[str, str] | None:
     """Return the memory and CPU that a sandbox with a GPU takes; None while there is to be none."""
     if options.gpu_mode == "none":
         return None
-    from kata import gpu_configuration
+    from kata.gpu import configuration as gpu_configuration
 
     return gpu_configuration.overhead(options)
 
@@ -149,7 +138,7 @@ def for_gpus(
     Raises:
         Blocked: the release does not have what the options ask for.
     """
-    from kata import gpu_configuration
+    from kata.gpu import configuration as gpu_configuration
 
     shim = installed.shim(options.shim)
     shipped = installed.shipped(options.hypervisor, shim)
@@ -169,7 +158,7 @@ def remove(node: kata_node.Node, options: settings.Settings | None) -> None:
     def containerds_own() -> None:
         found = None
         with contextlib.suppress(problems.Problem):
-            found = containerd.find(node, options) if options else None
+            found = daemon.find(node, options) if options else None
         containerd_handlers.remove(node, found)
 
     def releases() -> None:
@@ -177,14 +166,14 @@ def remove(node: kata_node.Node, options: settings.Settings | None) -> None:
             log.warning("left for the sandboxes that run from them: %s", ", ".join(kept))
 
     def gpus() -> None:
-        from kata import gpu
+        from kata.gpu import preparation
 
-        gpu.undo(node)
+        preparation.undo(node)
 
     steps: tuple[Callable[[], object], ...] = (
         lambda: guard.remove(node),
         containerds_own,
-        lambda: configuration.remove(node),
+        lambda: handler_files.remove(node),
         gpus,
         releases,
         lambda: modules.release(node),
@@ -204,10 +193,11 @@ def _ensure_gpus(
     attached: Mapping[str, pathlib.Path],
 ) -> _Gpus:
     """Make the GPUs ready, or give them back. Ordinary sandboxes do not wait for them."""
-    from kata import gpu, gpu_configuration
+    from kata.gpu import configuration as gpu_configuration
+    from kata.gpu import preparation
 
     try:
-        outcome = gpu.ensure_host(node, options, attached.get("vgpu-driver"))
+        outcome = preparation.ensure_host(node, options, attached.get("vgpu-driver"))
         notes = (outcome.message,) if outcome.message else ()
         base = for_gpus(node, options, installed)
         made = gpu_configuration.configuration(node, options, base, attached.get("guest-kernel"))
@@ -227,7 +217,7 @@ def _doubts(
     node: kata_node.Node, installed: release.Release, shim: release.Shim, found: release.Number
 ) -> tuple[str, ...]:
     doubts = handlers.doubts(shim, installed.number, found, cgroup_v2=host.only_cgroup_v2(node))
-    fragments = configuration.fragments(node, installed.number, shim)
+    fragments = handler_files.fragments(node, installed.number, shim)
     if fragments:
         doubts += (f"also read by Kata: {', '.join(fragments)}",)
     return doubts

@@ -10,16 +10,13 @@ import types
 
 sys.path[:0] = ["/root/work/src", "/root/work/lib"]
 
-from kata import (  # noqa: E402
-    containerd,
-    containerd_config,
-    containerd_dump,
-    containerd_handlers,
-    containerd_sections,
-    guard,
-    node,
-    problems,
-)
+from kata import problems  # noqa: E402
+from kata.containerd import config as containerd_config  # noqa: E402
+from kata.containerd import daemon, guard  # noqa: E402
+from kata.containerd import dump as containerd_dump  # noqa: E402
+from kata.containerd import handlers as containerd_handlers  # noqa: E402
+from kata.containerd import sections as containerd_sections  # noqa: E402
+from kata.machine import node  # noqa: E402
 
 OPTIONS = types.SimpleNamespace(containerd_service="auto", containerd_config="auto")
 # What `containerd config dump` takes, and the CRI plugin does not.
@@ -45,7 +42,7 @@ def main(what, *words):
     began = time.monotonic()
     said = {"changed": None, "problem": "", "message": ""}
     try:
-        found = containerd.find(machine, OPTIONS)
+        found = daemon.find(machine, OPTIONS)
         if what == "ensure":
             said["changed"] = containerd_handlers.ensure(machine, found, list(map(handler, names)))
             said["changed"] |= guard.ensure(machine, found)

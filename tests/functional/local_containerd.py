@@ -9,8 +9,8 @@ import subprocess
 import time
 import types
 
-from kata import containerd
-from kata import node as kata_node
+from kata.containerd import daemon
+from kata.machine import node as kata_node
 
 BINARY = os.environ.get("CONTAINERD") or shutil.which("containerd") or "/usr/bin/containerd"
 MAIN = "/etc/containerd/config.toml"
@@ -44,8 +44,8 @@ class LocalContainerd(kata_node.Node):
             f'grpc.address = "{self.root}/c.sock"\nttrpc.address = "{self.root}/t.sock"\n'
         )
 
-    def find(self) -> containerd.Containerd:
-        return containerd.find(
+    def find(self) -> daemon.Containerd:
+        return daemon.find(
             self, types.SimpleNamespace(containerd_service="auto", containerd_config="auto")
         )
 

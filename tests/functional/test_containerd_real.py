@@ -14,20 +14,16 @@ import types
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
-from kata import (
-    containerd_candidate,
-    containerd_config,
-    containerd_dump,
-    containerd_files,
-    containerd_handlers,
-    containerd_sections,
-    guard,
-    problems,
-)
-from kata import (
-    node as kata_node,
-)
-from kata.containerd_config import Wanted
+from kata import problems
+from kata.containerd import candidate as containerd_candidate
+from kata.containerd import config as containerd_config
+from kata.containerd import dump as containerd_dump
+from kata.containerd import files as containerd_files
+from kata.containerd import guard
+from kata.containerd import handlers as containerd_handlers
+from kata.containerd import sections as containerd_sections
+from kata.containerd.config import Wanted
+from kata.machine import node as kata_node
 from tests.conftest import corpus
 from tests.functional.local_containerd import BINARY, MAIN, LocalContainerd, release
 from tests.unit.containerd_documents import documents

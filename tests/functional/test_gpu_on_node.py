@@ -10,8 +10,8 @@ import pathlib
 import pytest
 import yaml
 
-from kata import guest_kernel
-from kata import node as kata_node
+from kata.gpu import guest_kernel
+from kata.machine import node as kata_node
 from tests.node import charm, image, pci
 
 GPU, SOUND = "0000:04:00.0", "0000:04:00.1"

@@ -13,8 +13,8 @@ import uuid
 
 import pytest
 
-from kata import network
-from kata import node as kata_node
+from kata.machine import node as kata_node
+from kata.sandbox import network
 
 _TUNSETIFF = 0x400454CA
 _TAP, _NO_INFORMATION, _VNET, _MULTI_QUEUE = 2, 0x1000, 0x4000, 0x0100

@@ -14,7 +14,10 @@ import time
 
 import pytest
 
-from kata import cri, host, probe, probe_image, problems, throwaway, verify
+from kata import problems
+from kata.containerd import cri
+from kata.machine import host
+from kata.sandbox import probe, probe_image, throwaway, verify
 from tests.functional.local_containerd import BINARY, MAIN, LocalContainerd, release
 
 CTR = pathlib.Path(BINARY).with_name("ctr")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from kata import node as kata_node
+from kata.machine import node as kata_node
 from tests.unit.web import certificate, secure, server  # noqa: F401 - fixtures for all
 
 

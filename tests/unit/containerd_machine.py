@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import tomlkit
 
-from kata import containerd, containerd_files
-from kata import node as kata_node
+from kata.containerd import daemon
+from kata.containerd import files as containerd_files
+from kata.machine import node as kata_node
 from tests.unit.conftest import FakeNode
 
 MAIN = "/etc/containerd/config.toml"
@@ -68,8 +69,8 @@ class FakeContainerd:
         node.on("/usr/bin/containerd --config * config dump", effect=self._dump)
         node.on("/usr/bin/ctr --address * plugins ls*", effect=self._plugins)
 
-    def find(self) -> containerd.Containerd:
-        return containerd.find(
+    def find(self) -> daemon.Containerd:
+        return daemon.find(
             self.node, types.SimpleNamespace(containerd_service="auto", containerd_config="auto")
         )
 

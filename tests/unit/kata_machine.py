@@ -1,6 +1,8 @@
 """A machine on which this charm has done its work: a stand-in release, containerd, handlers."""
 
-from kata import cri, host, settings, workload
+from kata import settings, workload
+from kata.containerd import cri
+from kata.machine import host
 from tests.node import standin
 from tests.unit import containerd_machine, kata_releases
 

@@ -4,7 +4,8 @@ import pathlib
 
 import yaml
 
-from kata import release, settings
+from kata import settings
+from kata.release import release
 
 CHARM = pathlib.Path(__file__).resolve().parents[2] / "charmcraft.yaml"
 DEFAULTS = {

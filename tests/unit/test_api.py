@@ -10,7 +10,8 @@ import time
 import pytest
 from lightkube.resources import node_v1
 
-from kata import api, credentials, problems
+from kata import problems
+from kata.cluster import api, credentials
 from tests import api_server
 
 CLASSES = "/apis/node.k8s.io/v1/runtimeclasses"
@@ -280,7 +281,7 @@ def test_requests_are_not_logged(stand_in, server, act, caplog):
 
 def test_a_read_needs_no_library():
     code = (
-        "import sys; sys.path[:0] = ['src']; from kata import api, credentials;"
+        "import sys; sys.path[:0] = ['src']; from kata.cluster import api, credentials;"
         "server = api.Server(credentials.Access('https://127.0.0.1:1', 'token', 'x'));"
         "\ntry: server.read('/')\nexcept api.Refused: pass\n"
         "sys.exit(sum(name in sys.modules for name in ('lightkube', 'httpx2', 'yaml')))"

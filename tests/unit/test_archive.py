@@ -15,10 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kata import archive, disk, problems, tree
+from kata import problems
+from kata.machine import disk
+from kata.release import archive, tree
 from tests.unit import archives
 
-SRC = pathlib.Path(archive.__file__).parents[1]
+SRC = pathlib.Path(archive.__file__).parents[2]
 
 
 @pytest.fixture
@@ -371,7 +373,7 @@ def test_a_large_archive_takes_little_memory(tmp_path):
     (tmp_path / "kata.tar.zst").write_bytes(archives.pack(members))
     script = (
         "import pathlib, sys\n"
-        "from kata import archive, tree\n"
+        "from kata.release import archive, tree\n"
         "with open(sys.argv[1], 'rb') as file:\n"
         "    archive.unpack(file, tree.Tree(pathlib.Path(sys.argv[2])), 'kata')\n"
         "print(pathlib.Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])\n"

@@ -5,7 +5,7 @@ The lines are those that the programs named beside them print.
 
 import pytest
 
-from kata import causes
+from kata.checks import causes
 
 LINES = [
     # containerd 1.5 and 1.6 with the shim of Kata 1.13: the deploy record's own failure

@@ -9,7 +9,9 @@ import ops.testing
 import pytest
 
 import charm
-from kata import gpu, host, problems, workload
+from kata import problems, workload
+from kata.gpu import preparation
+from kata.machine import host
 from tests import api_server
 from tests.node import standin
 from tests.unit import containerd_machine, kata_releases
@@ -476,7 +478,7 @@ def test_a_gpu_that_is_not_ready_does_not_hold_ordinary_sandboxes_up(kata, monke
     def refuse(*_):
         raise problems.Blocked("reboot needed: the IOMMU is off")
 
-    monkeypatch.setattr(gpu, "ensure_host", refuse)
+    monkeypatch.setattr(preparation, "ensure_host", refuse)
     kata.config(gpu_mode="passthrough").run()
     assert kata.unit == ("blocked", "reboot needed: the IOMMU is off")
     assert "runtimes.kata]" in kata.file

@@ -12,17 +12,18 @@ import types
 import kubernetes_validate
 import pytest
 
-from kata import api, cluster, credentials, problems
+from kata import problems
+from kata.cluster import api, credentials, runtime_classes
 from tests import api_objects, api_server
 
 REAL = os.environ.get("KUBERNETES_API")
 PATH = "/apis/node.k8s.io/v1/runtimeclasses"
-US = cluster.Owner("kata", "5f2c1f0e-6d7a-4c58-8d1b-6a9b0d0a7b11")
-OTHERS = cluster.Owner("kata", "00000000-6d7a-4c58-8d1b-6a9b0d0a7b11")
-KATA = cluster.RuntimeClass(
+US = runtime_classes.Owner("kata", "5f2c1f0e-6d7a-4c58-8d1b-6a9b0d0a7b11")
+OTHERS = runtime_classes.Owner("kata", "00000000-6d7a-4c58-8d1b-6a9b0d0a7b11")
+KATA = runtime_classes.RuntimeClass(
     "stand-in", "kata", "320Mi", "250m", {"katacontainers.io/kata-runtime": "true"}
 )
-SECOND = cluster.RuntimeClass("stand-in-2", "kata-clh", "130Mi", "250m")
+SECOND = runtime_classes.RuntimeClass("stand-in-2", "kata-clh", "130Mi", "250m")
 
 
 @pytest.fixture(params=["stand-in", *(["real"] if REAL else [])])
@@ -59,7 +60,7 @@ def stand_in():
 
 
 def ensure(server, *wanted, owner=US):
-    return cluster.ensure_runtime_classes(server, owner, wanted)
+    return runtime_classes.ensure_runtime_classes(server, owner, wanted)
 
 
 def live(server, name=KATA.name):
@@ -105,7 +106,7 @@ def foreign(name=KATA.name, **labels):
 
 
 def test_the_manifest_fits_kubernetes_schema():
-    made = cluster.manifest(KATA, US, ["stand-in", "another"])
+    made = runtime_classes.manifest(KATA, US, ["stand-in", "another"])
     for version in ("1.25", "1.31", "1.37"):
         kubernetes_validate.validate(made, version, strict=True)
     assert made == {
@@ -127,7 +128,7 @@ def test_the_manifest_fits_kubernetes_schema():
 
 
 def test_what_is_not_wanted_is_not_in_the_manifest():
-    made = cluster.manifest(cluster.RuntimeClass("kata", "kata"), US, ["kata"])
+    made = runtime_classes.manifest(runtime_classes.RuntimeClass("kata", "kata"), US, ["kata"])
     kubernetes_validate.validate(made, "1.34", strict=True)
     assert set(made) == {"apiVersion", "kind", "metadata", "handler"}
 
@@ -167,7 +168,7 @@ def test_when_nothing_has_changed_it_costs_one_read_for_each_class(stand_in):
     [("10240Mi", "1"), ("0.5Gi", "0.25"), ("1000M", "1000m"), ("2048", "1500m"), ("1Ti", "0.1")],
 )
 def test_amounts_are_equal_however_they_are_written(server, memory, cpu):
-    wanted = cluster.RuntimeClass("stand-in", "kata", memory, cpu)
+    wanted = runtime_classes.RuntimeClass("stand-in", "kata", memory, cpu)
     assert ensure(server, wanted) is True
     assert ensure(server, wanted) is False
 
@@ -175,13 +176,13 @@ def test_amounts_are_equal_however_they_are_written(server, memory, cpu):
 @pytest.mark.parametrize(
     "other",
     [
-        cluster.RuntimeClass("stand-in", "kata", "350Mi", "250m", KATA.node_selector),
-        cluster.RuntimeClass("stand-in", "kata", "320Mi", "1", KATA.node_selector),
-        cluster.RuntimeClass("stand-in", "kata", "320Mi", "", KATA.node_selector),
-        cluster.RuntimeClass("stand-in", "kata", "", "", KATA.node_selector),
-        cluster.RuntimeClass("stand-in", "kata", "320Mi", "250m"),
-        cluster.RuntimeClass("stand-in", "kata", "320Mi", "250m", {"other": "label"}),
-        cluster.RuntimeClass("stand-in", "kata"),
+        runtime_classes.RuntimeClass("stand-in", "kata", "350Mi", "250m", KATA.node_selector),
+        runtime_classes.RuntimeClass("stand-in", "kata", "320Mi", "1", KATA.node_selector),
+        runtime_classes.RuntimeClass("stand-in", "kata", "320Mi", "", KATA.node_selector),
+        runtime_classes.RuntimeClass("stand-in", "kata", "", "", KATA.node_selector),
+        runtime_classes.RuntimeClass("stand-in", "kata", "320Mi", "250m"),
+        runtime_classes.RuntimeClass("stand-in", "kata", "320Mi", "250m", {"other": "label"}),
+        runtime_classes.RuntimeClass("stand-in", "kata"),
     ],
 )
 def test_options_that_change_are_followed_to_and_fro(server, other):
@@ -198,7 +199,7 @@ def test_options_that_change_are_followed_to_and_fro(server, other):
 def test_another_handler_means_another_object(server):
     ensure(server, KATA)
     before = live(server)["metadata"]["uid"]
-    assert ensure(server, cluster.RuntimeClass("stand-in", "kata-2")) is True
+    assert ensure(server, runtime_classes.RuntimeClass("stand-in", "kata-2")) is True
     assert live(server)["handler"] == "kata-2"
     assert live(server)["metadata"]["uid"] != before
 
@@ -206,7 +207,7 @@ def test_another_handler_means_another_object(server):
 def test_after_a_crash_between_deletion_and_creation_it_is_made(stand_in):
     ensure(stand_in.server, KATA)
     stand_in.faults = [api_server.Fault(verb="PATCH", drop=True)]
-    wanted = cluster.RuntimeClass("stand-in", "kata-2")
+    wanted = runtime_classes.RuntimeClass("stand-in", "kata-2")
     with pytest.raises(problems.Waiting):
         ensure(stand_in.server, wanted)
     assert live(stand_in.server) is None
@@ -258,16 +259,16 @@ def test_another_leader_needs_to_know_nothing(server):
 
 def test_they_go_with_the_application(server):
     ensure(server, KATA, SECOND)
-    assert cluster.remove_runtime_classes(server, US) is True
+    assert runtime_classes.remove_runtime_classes(server, US) is True
     assert live(server) is None
     assert live(server, SECOND.name) is None
-    assert cluster.remove_runtime_classes(server, US) is False
+    assert runtime_classes.remove_runtime_classes(server, US) is False
 
 
 def test_one_that_is_gone_a_moment_before_it_is_removed_is_gone(stand_in, monkeypatch):
     ensure(stand_in.server, KATA)
-    monkeypatch.setattr(cluster, "_names", lambda *_: {"stand-in", "gone-already"})
-    assert cluster.remove_runtime_classes(stand_in.server, US) is True
+    monkeypatch.setattr(runtime_classes, "_names", lambda *_: {"stand-in", "gone-already"})
+    assert runtime_classes.remove_runtime_classes(stand_in.server, US) is True
     assert live(stand_in.server) is None
 
 
@@ -312,7 +313,7 @@ def test_what_somebody_changes_of_ours_is_put_back(server, patch):
 
 
 def test_what_somebody_adds_to_ours_is_left_alone(server):
-    ensure(server, cluster.RuntimeClass("stand-in", "kata", "320Mi"))
+    ensure(server, runtime_classes.RuntimeClass("stand-in", "kata", "320Mi"))
     toleration = {"key": "a", "operator": "Exists"}
     edit(
         server,
@@ -322,8 +323,8 @@ def test_what_somebody_adds_to_ours_is_left_alone(server):
             "overhead": {"podFixed": {"cpu": "1"}},
         },
     )
-    assert ensure(server, cluster.RuntimeClass("stand-in", "kata", "320Mi")) is False
-    assert ensure(server, cluster.RuntimeClass("stand-in", "kata", "350Mi")) is True
+    assert ensure(server, runtime_classes.RuntimeClass("stand-in", "kata", "320Mi")) is False
+    assert ensure(server, runtime_classes.RuntimeClass("stand-in", "kata", "350Mi")) is True
     after = live(server)
     assert after["metadata"]["labels"]["theirs"] == "1"
     assert after["metadata"]["annotations"]["theirs"] == "2"
@@ -338,7 +339,7 @@ def test_what_somebody_adds_to_ours_is_left_alone(server):
         (foreign(**{"app.kubernetes.io/managed-by": "Helm"}), "helm", "Helm"),
         (foreign(**{"juju.io/application": "other"}), "x", "application other of model None"),
         (
-            cluster.manifest(KATA, OTHERS, ["stand-in"]),
+            runtime_classes.manifest(KATA, OTHERS, ["stand-in"]),
             "kata-charm",
             "application kata of model 00000000-6d7a-4c58-8d1b-6a9b0d0a7b11",
         ),
@@ -354,7 +355,7 @@ def test_one_of_that_name_that_is_not_ours_is_left_alone(server, manifest, manag
     )
     assert len(str(caught.value)) <= 160
     assert live(server) == before
-    assert cluster.remove_runtime_classes(server, US) is False
+    assert runtime_classes.remove_runtime_classes(server, US) is False
     assert live(server) == before
 
 
@@ -421,10 +422,14 @@ def test_an_object_of_a_form_that_should_not_be_is_no_crash(stand_in, change):
 @pytest.mark.parametrize("listed", ["{}", '{"items": null}', '{"items": [null, {}, 7]}'])
 def test_a_list_of_a_form_that_should_not_be_is_no_crash(stand_in, listed):
     stand_in.faults = [api_server.Fault(verb="GET", path=PATH, status=200, body=listed)]
-    cluster.remove_runtime_classes(stand_in.server, US)
+    runtime_classes.remove_runtime_classes(stand_in.server, US)
 
 
 def test_the_store_of_the_stand_in_and_the_server_agree_on_amounts():
     for text in ("1", "1500m", "0.25", "320Mi", "10240Mi", "0.5Gi", "1000M", "2048", "1.5Ki"):
-        assert cluster._amount(text) == cluster._amount(api_objects.quantity(text))
-    assert cluster._amount("1Gi") == cluster._amount("1024Mi") != cluster._amount("1G")
+        assert runtime_classes._amount(text) == runtime_classes._amount(api_objects.quantity(text))
+    assert (
+        runtime_classes._amount("1Gi")
+        == runtime_classes._amount("1024Mi")
+        != runtime_classes._amount("1G")
+    )

@@ -8,17 +8,9 @@ import pytest
 import tomlkit
 from hypothesis import strategies as st
 
-from kata import (
-    configuration,
-    configuration_text,
-    custody,
-    handlers,
-    keys,
-    overlay,
-    problems,
-    settings,
-    trust,
-)
+from kata import handlers, problems, settings
+from kata.configuration import custody, handler_files, keys, overlay, trust
+from kata.configuration import text as configuration_text
 from tests.conftest import corpus
 from tests.unit.kata_releases import RUST_TABLES, V1, V2, V4, install, options
 
@@ -38,7 +30,7 @@ def machine(node, monkeypatch):
 def ensure(node, release, extras=None, containerd=(1, 7, 0), **asked):
     given = options(**asked)
     wanted = handlers.wanted(given, release, containerd)
-    return configuration.ensure(node, release, wanted, given, extras)
+    return handler_files.ensure(node, release, wanted, given, extras)
 
 
 def tree(node, path=MAIN):
@@ -272,7 +264,7 @@ def test_a_second_time_changes_nothing_and_parses_nothing(machine, monkeypatch):
     assert ensure(machine, release, **asked).changed
     before = machine.tree()
     monkeypatch.setitem(sys.modules, "tomlkit", None)  # importing it fails from now on
-    assert ensure(machine, release, **asked) == configuration.Outcome(False)
+    assert ensure(machine, release, **asked) == handler_files.Outcome(False)
     assert machine.tree() == before
     with pytest.raises(ImportError):
         ensure(machine, release, **{**asked, "default_vcpus": 5})
@@ -337,7 +329,7 @@ def test_the_rust_shims_configuration_that_was_there_is_kept(machine):
     before = machine.tree()
     ensure(machine, release)
     assert machine.read(LINK) == machine.read(MAIN)
-    configuration.remove(machine)
+    handler_files.remove(machine)
     assert machine.tree() == before
 
 
@@ -421,28 +413,28 @@ def test_after_removal_all_is_as_it_was(machine, version):
     )
     before = machine.tree()
     ensure(machine, release, default_vcpus=2)
-    assert configuration.remove(machine)
+    assert handler_files.remove(machine)
     assert machine.tree() == before
-    assert not configuration.remove(machine)
+    assert not handler_files.remove(machine)
 
 
 def test_a_folder_that_was_not_there_goes_again(machine):
     release = install(machine, "4.1.0")
     ensure(machine, release)
-    configuration.remove(machine)
+    handler_files.remove(machine)
     assert not machine.exists(FOLDER)
 
 
 def test_fragments_are_told_where_kata_reads_them(machine):
     machine.lay({f"{FOLDER}/config.d/b.toml": "", f"{FOLDER}/config.d/a.toml.bak": ""})
     found = (f"{FOLDER}/config.d/a.toml.bak", f"{FOLDER}/config.d/b.toml")
-    assert configuration.fragments(machine, (4, 1, 0), "rust") == found
-    assert configuration.fragments(machine, (2, 5, 0), "go") == found
-    assert configuration.fragments(machine, (2, 4, 3), "go") == ()
+    assert handler_files.fragments(machine, (4, 1, 0), "rust") == found
+    assert handler_files.fragments(machine, (2, 5, 0), "go") == found
+    assert handler_files.fragments(machine, (2, 4, 3), "go") == ()
 
 
 def test_without_fragments_there_is_nothing_to_tell(machine):
-    assert configuration.fragments(machine, (4, 1, 0), "rust") == ()
+    assert handler_files.fragments(machine, (4, 1, 0), "rust") == ()
 
 
 # The power goes at any point
@@ -474,11 +466,11 @@ def test_a_power_cut_at_any_point_is_made_good_by_the_next_run(machine, monkeypa
     asked = {"extra_runtime_classes": "kata-clh=clh"}
     ensure(machine, release, **asked)
     undisturbed = machine.tree()
-    configuration.remove(machine)
+    handler_files.remove(machine)
     points = 0
     for step, goal in (
         (lambda: ensure(machine, release, **asked), undisturbed),
-        (lambda: configuration.remove(machine), original),
+        (lambda: handler_files.remove(machine), original),
     ):
         moment, cut = 0, True
         while cut:
@@ -493,7 +485,7 @@ def test_a_power_cut_at_any_point_is_made_good_by_the_next_run(machine, monkeypa
                     points += 1
             step()
             assert machine.tree() == goal, moment
-            configuration.remove(machine)
+            handler_files.remove(machine)
             assert machine.tree() == original, moment
             moment += 1
     assert points >= 10

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from kata import console, problems, sandboxes
+from kata import problems
+from kata.sandbox import console, sandboxes
 from tests.unit import sandbox_tree as tree
 
 OFFERS = ("-append", "quiet agent.debug_console agent.debug_console_vport=1026")

@@ -4,7 +4,8 @@ import types
 
 import pytest
 
-from kata import containerd, problems
+from kata import problems
+from kata.containerd import daemon
 from tests.unit.containerd_machine import MAIN, FakeContainerd
 
 
@@ -13,13 +14,13 @@ def options(service="auto", config="auto"):
 
 
 def find(node, **kwargs):
-    return containerd.find(node, options(**kwargs))
+    return daemon.find(node, options(**kwargs))
 
 
 def test_the_running_unit(node):
     fake = FakeContainerd(node)
     found = find(node)
-    assert found == containerd.Containerd(
+    assert found == daemon.Containerd(
         unit="containerd.service",
         active="active",
         invocation=fake.invocation,
@@ -145,4 +146,4 @@ def test_where_it_listens_and_keeps_its_state_by_its_configuration(node):
     node.lay({MAIN: 'state = "/run/x"\n[grpc]\naddress = "/run/x.sock"\n'})
     assert (find(node).address(node), find(node).state(node)) == ("/run/x.sock", "/run/x")
     node.lay({MAIN: "state = \n"})
-    assert find(node).address(node) == containerd.ADDRESS
+    assert find(node).address(node) == daemon.ADDRESS

@@ -7,8 +7,8 @@ import pytest
 import tomlkit
 from hypothesis import HealthCheck, given, settings
 
-from kata import containerd_config as editor
-from kata import toml_statements
+from kata.containerd import config as editor
+from kata.containerd import toml_statements
 from tests.conftest import corpus
 from tests.unit.containerd_documents import PLUGINS, documents
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kata import containerd_files, toml_statements
+from kata.containerd import files as containerd_files
+from kata.containerd import toml_statements
 from tests.unit.containerd_documents import PLUGINS
 from tests.unit.test_containerd_config import wanted
 

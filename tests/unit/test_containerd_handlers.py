@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from kata import containerd_handlers, containerd_memory, problems
+from kata import problems
+from kata.containerd import handlers as containerd_handlers
+from kata.containerd import memory as containerd_memory
 from tests.unit.containerd_machine import CONFIG, MAIN, FakeContainerd, handler
 
 KATA = [handler("kata")]
@@ -13,7 +15,7 @@ BOTH = [handler("kata", config_path=True), handler("untrusted")]
 
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch):
-    from kata import containerd_service
+    from kata.containerd import service as containerd_service
 
     monkeypatch.setattr(containerd_service, "READY", 0)
 

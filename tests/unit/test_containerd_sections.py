@@ -3,8 +3,9 @@
 import pytest
 import tomlkit
 
-from kata import containerd_sections, release
-from kata.containerd_config import CRI, SHIM
+from kata.containerd import sections as containerd_sections
+from kata.containerd.config import CRI, SHIM
+from kata.release import release
 from tests.unit.containerd_machine import handler
 
 CONFIGURED = handler("kata", config_path=True, snapshotter="devmapper")

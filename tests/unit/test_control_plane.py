@@ -15,7 +15,8 @@ import pytest
 from ops.interface_kube_control import KubeControlProvides
 
 import control_plane
-from kata import credentials, problems
+from kata import problems
+from kata.cluster import credentials
 
 MODEL = "5f2c1f0e-6d7a-4c58-8d1b-6a9b0d0a7b11"
 UNIT_USER = f"kata/0@{MODEL}"

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from kata import cri, grpc, problems
-from kata.protobuf import message
+from kata import problems
+from kata.containerd import cri, grpc
+from kata.containerd.protobuf import message
 from tests.unit.grpc_service import Service
 
 

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from kata import custody
+from kata.configuration import custody
 
 PATH = "/etc/kata-containers/configuration.toml"
 INPUTS = hashlib.sha256(b"inputs").hexdigest()

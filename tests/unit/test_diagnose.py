@@ -2,7 +2,8 @@
 
 import pytest
 
-from kata import diagnose, problems
+from kata import problems
+from kata.checks import diagnose
 from tests.unit import kata_machine
 
 ID = "4300115210aab2f7995c7d011a380a412b5982beb4974f509472073c68e4714a"

@@ -10,7 +10,9 @@ import time
 
 import pytest
 
-from kata import disk, download, https, problems, release
+from kata import problems
+from kata.machine import disk
+from kata.release import download, https, release
 from tests.unit import web
 
 BODY = web.BODY

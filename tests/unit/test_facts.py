@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kata import facts
+from kata.machine import facts
 
 
 @pytest.fixture

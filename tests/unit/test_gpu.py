@@ -4,7 +4,10 @@ import gzip
 
 import pytest
 
-from kata import gpu, gpu_configuration, gpu_recipes, problems
+from kata import problems
+from kata.gpu import configuration as gpu_configuration
+from kata.gpu import preparation
+from kata.gpu import recipes as gpu_recipes
 from tests.unit import cards, kata_releases, test_guest_image, test_guest_kernel
 
 FOLDER = "/opt/kata/share/defaults/kata-containers"
@@ -55,18 +58,18 @@ def without_iommu(root, cmdline="root=/dev/sda1"):
 
 def test_passthrough_and_back_leaves_no_trace(machine):
     before = traces(machine)
-    outcome = gpu.ensure_host(machine, options())
+    outcome = preparation.ensure_host(machine, options())
     assert outcome.changed
     assert outcome.gpus == ("0000:04:00.0", "0000:84:00.0")
     assert outcome.message == "GPUs 0000:04:00.0, 0000:84:00.0 for sandboxes"
     assert machine.driver("0000:84:00.0") == "vfio-pci"
-    assert not gpu.ensure_host(machine, options()).changed
+    assert not preparation.ensure_host(machine, options()).changed
 
-    back = gpu.ensure_host(machine, options("none"))
+    back = preparation.ensure_host(machine, options("none"))
     assert (back.changed, back.gpus, back.message) == (True, (), "")
     assert machine.driver("0000:84:00.0") == "nouveau"
     assert traces(machine) == before
-    assert not gpu.ensure_host(machine, options("none")).changed
+    assert not preparation.ensure_host(machine, options("none")).changed
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,7 @@ def test_a_machine_without_a_gpu_is_fine_and_says_so(tmp_path, mode, devices, me
     machine = cards.Machine(tmp_path).card("0000:81:00.0", **cards.NIC, group=30)
     before = machine.tree()
     asked = options(mode, gpu_devices=devices, vgpu_type="nvidia-105")
-    outcome = gpu.ensure_host(machine, asked)
+    outcome = preparation.ensure_host(machine, asked)
     assert (outcome.changed, outcome.gpus, outcome.message) == (False, (), message)
     assert gpu_configuration.configuration(machine, asked, installed()) is None
     assert machine.tree() == before
@@ -86,9 +89,9 @@ def test_a_machine_without_a_gpu_is_fine_and_says_so(tmp_path, mode, devices, me
 
 def test_a_gpu_that_went_away_takes_its_traces_along(machine):
     before = traces(machine)
-    gpu.ensure_host(machine, options(gpu_devices="0000:84:00.0"))
+    preparation.ensure_host(machine, options(gpu_devices="0000:84:00.0"))
     machine.path("/sys/bus/pci/devices/0000:84:00.0").unlink()
-    outcome = gpu.ensure_host(machine, options(gpu_devices="0000:84:00.0"))
+    outcome = preparation.ensure_host(machine, options(gpu_devices="0000:84:00.0"))
     assert outcome.gpus == ()
     assert traces(machine) == before
 
@@ -98,7 +101,7 @@ def test_without_an_iommu_the_next_boot_gets_one_and_a_reboot_is_asked_for(tmp_p
     message = r"reboot needed: the IOMMU is off; intel_iommu=on is set for the next boot"
     for _ in range(2):  # nothing reboots the machine but the operator
         with pytest.raises(problems.Blocked, match=message):
-            gpu.ensure_host(machine, options())
+            preparation.ensure_host(machine, options())
     assert "intel_iommu=on" in machine.read("/etc/default/grub.d/90-kata-charm-iommu.cfg")
     assert machine.driver("0000:04:00.0") == "nouveau"
     assert not any("reboot" in command for command in machine.ran)
@@ -108,32 +111,32 @@ def test_and_going_back_takes_the_word_away(tmp_path):
     machine = without_iommu(tmp_path)
     before = traces(machine)
     with pytest.raises(problems.Blocked):
-        gpu.ensure_host(machine, options())
-    gpu.ensure_host(machine, options("none"))
+        preparation.ensure_host(machine, options())
+    preparation.ensure_host(machine, options("none"))
     assert traces(machine) == before
 
 
 def test_a_sandbox_that_still_runs_keeps_its_gpu_and_nothing_else(machine):
     before = traces(machine)
-    gpu.ensure_host(machine, options())
+    preparation.ensure_host(machine, options())
     machine.lay({"/etc/default/grub.d/90-kata-charm-iommu.cfg": ""})
     machine.process(4711, "qemu-system-x86", "/dev/vfio/54")
     with pytest.raises(problems.Waiting, match=r"0000:84:00\.0 is still used"):
-        gpu.undo(machine)
+        preparation.undo(machine)
     assert traces(machine).keys() - before.keys() == {"/var/lib/kata-charm/vfio.json"}
     machine.ends(4711)
-    assert gpu.undo(machine)
+    assert preparation.undo(machine)
     assert traces(machine) == before
 
 
 def test_after_the_reboot_it_goes_on(tmp_path):
     machine = without_iommu(tmp_path)
     with pytest.raises(problems.Blocked):
-        gpu.ensure_host(machine, options())
+        preparation.ensure_host(machine, options())
     machine.lay({"/proc/cmdline": "intel_iommu=on\n", "/sys/kernel/iommu_groups/1/type": ""})
     machine.lay({"/sys/class/iommu/dmar0/name": ""})
     machine._link("/sys/devices/0000:04:00.0/iommu_group", "/sys/kernel/iommu_groups/1")
-    assert gpu.ensure_host(machine, options()).gpus == ("0000:04:00.0",)
+    assert preparation.ensure_host(machine, options()).gpus == ("0000:04:00.0",)
     assert machine.exists("/etc/default/grub.d/90-kata-charm-iommu.cfg")
 
 
@@ -151,7 +154,7 @@ def test_an_iommu_that_a_reboot_would_not_bring(tmp_path, cmdline, acpi, words):
         machine.remove("/sys/firmware/acpi/tables/DMAR")
     before = machine.tree()
     with pytest.raises(problems.Blocked, match=words):
-        gpu.ensure_host(machine, options())
+        preparation.ensure_host(machine, options())
     assert machine.tree() == before
 
 
@@ -159,38 +162,38 @@ def test_a_kernel_that_cannot_is_named(tmp_path):
     machine = without_iommu(tmp_path)
     machine.lay({"/boot/config-6.8.0-45-generic": "CONFIG_VFIO=m\n"})
     with pytest.raises(problems.Blocked, match="lacks CONFIG_VFIO_IOMMU_TYPE1, CONFIG_VFIO_PCI"):
-        gpu.ensure_host(machine, options())
+        preparation.ensure_host(machine, options())
 
 
 def test_looking_only_changes_nothing(machine, tmp_path):
     asked = options(gpu_prepare_host=False)
     before = machine.tree()
     with pytest.raises(problems.Blocked, match=r"0000:04:00\.0 is bound to nouveau, not vfio-pci"):
-        gpu.ensure_host(machine, asked)
+        preparation.ensure_host(machine, asked)
     assert machine.tree() == before
     without = without_iommu(tmp_path / "other")
     before = without.tree()
     with pytest.raises(problems.Blocked, match=r"the IOMMU is off: boot with intel_iommu=on"):
-        gpu.ensure_host(without, asked)
+        preparation.ensure_host(without, asked)
     assert without.tree() == before
 
 
 def test_and_is_content_with_what_others_bound(machine):
-    gpu.ensure_host(machine, options())
-    assert gpu.ensure_host(machine, options(gpu_prepare_host=False)).gpus
+    preparation.ensure_host(machine, options())
+    assert preparation.ensure_host(machine, options(gpu_prepare_host=False)).gpus
 
 
 def test_from_passthrough_to_vgpu_and_on_to_none(tmp_path):
     machine = cards.Machine(tmp_path).card("0000:04:00.0", **cards.P100, group=45)
     before = traces(machine)
-    gpu.ensure_host(machine, options())
+    preparation.ensure_host(machine, options())
     machine.offers("0000:04:00.0", {"nvidia-105": ("GRID P100-8Q", 2)})
     asked = options("vgpu", vgpu_type="GRID P100-8Q", vgpu_count=2)
-    outcome = gpu.ensure_host(machine, asked)
+    outcome = preparation.ensure_host(machine, asked)
     assert outcome.message == "vGPUs of 0000:04:00.0 for sandboxes"
     assert machine.driver("0000:04:00.0") is None
     assert len(machine._mdevs()) == 2
-    gpu.ensure_host(machine, options("none"))
+    preparation.ensure_host(machine, options("none"))
     assert machine._mdevs() == []
     assert traces(machine) == before
 
@@ -204,7 +207,9 @@ def test_the_attached_driver_is_installed_for_vgpu(tmp_path):
     )
     package = tmp_path / "vgpu-driver.run"
     package.write_bytes(b"#!/bin/sh\n")
-    gpu.ensure_host(machine, options("vgpu", vgpu_type="nvidia-105", vgpu_count=1), package)
+    preparation.ensure_host(
+        machine, options("vgpu", vgpu_type="nvidia-105", vgpu_count=1), package
+    )
     assert len(machine._mdevs()) == 1
 
 
@@ -213,7 +218,7 @@ def test_an_empty_resource_is_none(tmp_path):
     package = tmp_path / "vgpu-driver.run"
     package.write_bytes(b"")
     with pytest.raises(problems.Blocked, match="no vGPU types"):
-        gpu.ensure_host(machine, options("vgpu", vgpu_type="nvidia-105"), package)
+        preparation.ensure_host(machine, options("vgpu", vgpu_type="nvidia-105"), package)
     assert not any(command.startswith("sh ") for command in machine.ran)
 
 
@@ -222,7 +227,7 @@ def test_a_vgpu_is_not_made_where_only_looking_is_allowed(tmp_path):
     machine.offers("0000:04:00.0", {"nvidia-105": ("GRID P100-8Q", 2)})
     asked = options("vgpu", vgpu_type="nvidia-105", gpu_prepare_host=False)
     with pytest.raises(problems.Blocked, match="0 of type nvidia-105 exist"):
-        gpu.ensure_host(machine, asked)
+        preparation.ensure_host(machine, asked)
     assert machine._mdevs() == []
 
 
@@ -230,7 +235,7 @@ def test_sriov_cards_need_the_iommu_for_vgpus_too(tmp_path):
     machine = cards.Machine(tmp_path).card("0000:65:00.0", ids="10de:20f1", sriov=(16, 0))
     machine.lay({"/proc/cmdline": "quiet\n"})
     with pytest.raises(problems.Blocked, match="reboot needed"):
-        gpu.ensure_host(machine, options("vgpu", vgpu_type="nvidia-474"))
+        preparation.ensure_host(machine, options("vgpu", vgpu_type="nvidia-474"))
 
 
 # The handler's configuration
@@ -360,7 +365,7 @@ def test_the_attached_kernel_is_kept_on_the_machine(machine, tmp_path):
     made = gpu_configuration.configuration(machine, options(), installed(), attached)
     path = made.changes["hypervisor.qemu", "kernel"]
     assert machine.path(path).read_bytes() == attached.read_bytes()
-    gpu.undo(machine)
+    preparation.undo(machine)
     assert traces(machine) == before
 
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from gpu_actions import GpuActions
-from kata import gpu_configuration, problems
+from kata import problems
+from kata.gpu import configuration as gpu_configuration
 from tests.unit import cards, kata_releases
 
 OPTIONS = yaml.safe_load(kata_releases.CHARM.read_text())["config"]["options"]

@@ -5,7 +5,10 @@ import json
 
 import pytest
 
-from kata import gpu, gpu_check, gpu_configuration, gpu_report, vgpu_driver
+from kata.gpu import check as gpu_check
+from kata.gpu import configuration as gpu_configuration
+from kata.gpu import preparation, vgpu_driver
+from kata.gpu import report as gpu_report
 from tests.unit import cards, kata_releases, test_guest_kernel
 
 FOLDER = "/opt/kata/share/defaults/kata-containers"
@@ -45,7 +48,7 @@ def one(report, name):
 
 
 def test_a_ready_machine_is_ready(machine):
-    gpu.ensure_host(machine, options())
+    preparation.ensure_host(machine, options())
     report = look(machine)
     assert failing(report) == []
     assert report.ready
@@ -53,7 +56,7 @@ def test_a_ready_machine_is_ready(machine):
 
 
 def test_each_gpu_is_shown_with_all_that_belongs_to_it(machine):
-    gpu.ensure_host(machine, options())
+    preparation.ensure_host(machine, options())
     first, second = (each.data() for each in look(machine).gpus)
     assert first == {
         "bdf": "0000:04:00.0",

@@ -11,7 +11,10 @@ import re
 import pytest
 import tomlkit
 
-from kata import configuration_text, gpu_recipes, keys, problems
+from kata import problems
+from kata.configuration import keys
+from kata.configuration import text as configuration_text
+from kata.gpu import recipes as gpu_recipes
 from tests import conftest
 from tests.unit import kata_releases
 

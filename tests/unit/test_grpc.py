@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from kata import grpc
+from kata.containerd import grpc
 from tests.unit.grpc_service import Service
 
 

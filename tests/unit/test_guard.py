@@ -6,14 +6,12 @@ import sys
 
 import pytest
 
-from kata import (
-    containerd_config,
-    containerd_files,
-    containerd_handlers,
-    containerd_memory,
-    containerd_release,
-    guard,
-)
+from kata.containerd import config as containerd_config
+from kata.containerd import files as containerd_files
+from kata.containerd import guard
+from kata.containerd import handlers as containerd_handlers
+from kata.containerd import memory as containerd_memory
+from kata.containerd import version as containerd_release
 from tests.unit.containerd_machine import CONFIG, MAIN, FakeContainerd, handler
 
 DROP_IN = "/etc/systemd/system/containerd.service.d/kata-charm.conf"

@@ -5,7 +5,8 @@ import struct
 
 import pytest
 
-from kata import guest_image, problems
+from kata import problems
+from kata.gpu import guest_image
 
 PATH = "/srv/kata-gpu.img"
 SUPERBLOCKS = {

@@ -8,7 +8,8 @@ import struct
 import pytest
 import zstandard
 
-from kata import guest_kernel, problems
+from kata import problems
+from kata.gpu import guest_kernel
 from tests.unit import test_lz4
 
 GOOD = """\
@@ -162,6 +163,6 @@ def test_nouveau_must_not_be_there_in_any_form(value):
 
 
 def options(text):
-    from kata import iommu
+    from kata.gpu import iommu
 
     return iommu.parse_options(text)

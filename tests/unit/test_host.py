@@ -4,7 +4,8 @@ import errno
 
 import pytest
 
-from kata import host, modules, problems
+from kata import problems
+from kata.machine import host, modules
 
 KERNEL = "6.8.0-45-generic"
 BUILTIN = f"/lib/modules/{KERNEL}/modules.builtin"

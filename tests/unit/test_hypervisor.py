@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata import hypervisor
+from kata.sandbox import hypervisor
 from tests import conftest
 from tests.unit import sandbox_tree as tree
 

@@ -11,13 +11,12 @@ import stat
 
 import pytest
 
-from kata import (
+from kata import pace, problems
+from kata.machine import disk
+from kata.release import (
     archive,
-    disk,
     download,
     installation,
-    pace,
-    problems,
     published,
     release,
     sources,

@@ -4,7 +4,8 @@ import gzip
 
 import pytest
 
-from kata import iommu, problems
+from kata import problems
+from kata.gpu import iommu
 from tests.unit import cards
 
 GRUB = "/etc/default/grub.d/90-kata-charm-iommu.cfg"

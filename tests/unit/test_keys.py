@@ -2,7 +2,7 @@
 
 import pytest
 
-from kata import keys
+from kata.configuration import keys
 from tests.conftest import corpus
 from tests.unit.kata_releases import V1, V2
 

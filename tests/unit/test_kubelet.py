@@ -2,7 +2,7 @@
 
 import itertools
 
-from kata import kubelet
+from kata.cluster import kubelet
 
 KUBELET = "/snap/kubelet/2/kubelet"
 

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from kata import lz4
+from kata.gpu import lz4
 
 # printf 'abcabcabcabcabcabcabcabcabcabc, and so on' | lz4 -l, taken apart by hand: 3 literals,
 # a copy of 27 bytes from 3 back (it runs into itself), then 11 literals.

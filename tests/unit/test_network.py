@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from kata import network
-from kata import node as kata_node
-from kata.network import Link
+from kata.machine import node as kata_node
+from kata.sandbox import network
+from kata.sandbox.network import Link
 from tests import conftest
 
 ETH0 = Link(2, "eth0", "veth", "42:1e:e1:ac:e7:5e", peer=4, redirects=(3,))

@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from kata import node as kata_node
 from kata import problems
+from kata.machine import node as kata_node
 
 
 def test_a_file_is_written_once(node):

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from kata import api, credentials, node_labels, problems
+from kata import problems
+from kata.cluster import api, credentials, node_labels
 from tests import api_server
 
 ID = "0123456789abcdef0123456789abcdef"

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from kata import cri, oci, protobuf
+from kata.containerd import cri, protobuf
+from kata.sandbox import oci
 
 KATA, RUNC = "io.containerd.kata.v2", "io.containerd.runc.v2"
 

@@ -6,7 +6,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from kata import keys, overlay, problems, trust
+from kata import problems
+from kata.configuration import keys, overlay, trust
 from tests.unit.kata_releases import V2, V4
 
 GO = keys.Known((2, 5, 2), "go", keys.mentions(V2))

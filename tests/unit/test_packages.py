@@ -7,7 +7,8 @@ import subprocess
 import pytest
 from charmhelpers import osplatform
 
-from kata import packages, problems, release
+from kata import problems
+from kata.release import packages, release
 
 SHIM = "/usr/bin/containerd-shim-kata-v2"
 SOURCE = "deb https://apt.example/kata jammy main"

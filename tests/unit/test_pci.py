@@ -2,7 +2,7 @@
 
 import pytest
 
-from kata import pci
+from kata.gpu import pci
 from tests.unit import cards
 
 

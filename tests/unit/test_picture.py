@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata import hypervisor, network, picture, processes
-from kata.network import Link
-from kata.sandboxes import Container, Sandbox
+from kata.sandbox import hypervisor, network, picture, processes
+from kata.sandbox.network import Link
+from kata.sandbox.sandboxes import Container, Sandbox
 
 ETH0 = Link(2, "eth0", "veth", "f6:45", peer=4, redirects=(3,), addresses=("10.1.39.154/24",))
 TAP0 = Link(3, "tap0_kata", "tun", redirects=(2,))

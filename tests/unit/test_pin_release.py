@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from kata import published, release
+from kata.release import published, release
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
 DIGESTS = {name: f"{number:064x}" for number, name in enumerate("abcdef", 1)}

@@ -8,8 +8,9 @@ import tarfile
 
 import pytest
 
-from kata import host, probe, probe_image
-from kata import node as kata_node
+from kata.machine import host
+from kata.machine import node as kata_node
+from kata.sandbox import probe, probe_image
 
 HERE = kata_node.Node()
 MACHINES = ("amd64", "arm64")

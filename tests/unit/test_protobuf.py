@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata import problems, protobuf
+from kata import problems
+from kata.containerd import protobuf
 
 
 def test_the_examples_of_the_format_itself():

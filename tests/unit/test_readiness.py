@@ -4,7 +4,10 @@ import dataclasses
 
 import pytest
 
-from kata import containerd_service, cri, problems, readiness
+from kata import problems
+from kata.checks import readiness
+from kata.containerd import cri
+from kata.containerd import service as containerd_service
 from tests.unit import containerd_machine, kata_machine
 
 CONFIG = "/etc/kata-containers/configuration.toml"

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from kata import problems, published, release
+from kata import problems
+from kata.release import published, release
 from tests import conftest
 from tests.unit import archives, kata_releases
 

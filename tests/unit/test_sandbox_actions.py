@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from actions import SandboxActions
-from kata import cri, network, probe, problems, throwaway, verify, verify_pod
+from kata import problems
+from kata.containerd import cri
+from kata.sandbox import network, probe, throwaway, verify, verify_pod
 from tests.unit import containerd_machine, kata_machine, kata_releases
 from tests.unit import sandbox_tree as tree
 

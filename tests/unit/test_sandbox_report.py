@@ -2,7 +2,8 @@
 
 import json
 
-from kata import sandbox_report, sandboxes
+from kata.sandbox import report as sandbox_report
+from kata.sandbox import sandboxes
 from tests.unit import sandbox_tree as tree
 
 

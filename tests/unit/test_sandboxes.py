@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from kata import bundles, problems, processes, sandboxes
+from kata import problems
+from kata.sandbox import bundles, processes, sandboxes
 from tests import conftest
 from tests.unit import sandbox_tree as tree
 

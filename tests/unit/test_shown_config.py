@@ -2,7 +2,8 @@
 
 import pytest
 
-from kata import problems, shown_config
+from kata import problems
+from kata.checks import shown_config
 from tests.unit import containerd_machine, kata_machine
 
 MAIN = containerd_machine.MAIN

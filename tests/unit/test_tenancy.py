@@ -1,6 +1,6 @@
 """Several units of the charm on one machine: one works, the others stand by."""
 
-from kata import tenancy
+from kata.machine import tenancy
 
 
 def _agents(node, *units):

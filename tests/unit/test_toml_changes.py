@@ -7,7 +7,7 @@ import pytest
 import tomlkit
 from hypothesis import strategies as st
 
-from kata import keys, toml_changes
+from kata.configuration import keys, toml_changes
 from tests.conftest import corpus
 from tests.unit.kata_releases import V1, V2, V4
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata import toml_statements as toml
+from kata.containerd import toml_statements as toml
 
 
 def said(text):

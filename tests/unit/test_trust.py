@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kata import trust
+from kata.configuration import trust
 
 HOMES = ("/opt/kata", "/etc/kata-containers")
 

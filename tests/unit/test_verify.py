@@ -7,9 +7,12 @@ import time
 
 import pytest
 
-from kata import cri, hypervisor, problems, tenancy, throwaway, verify
-from kata.probe import Kernel
-from kata.sandboxes import Sandbox
+from kata import problems
+from kata.containerd import cri
+from kata.machine import tenancy
+from kata.sandbox import hypervisor, throwaway, verify
+from kata.sandbox.probe import Kernel
+from kata.sandbox.sandboxes import Sandbox
 from tests.unit import kata_machine
 
 HOST, GUEST = Kernel("6.8.0-45-generic", "#45-Ubuntu"), Kernel("6.12.1", "#1 SMP Kata")
@@ -142,8 +145,8 @@ class Containerd:
         self.refuses = {}
 
     def answer(self, method, request):
-        from kata import grpc
-        from kata.protobuf import message, messages, text
+        from kata.containerd import grpc
+        from kata.containerd.protobuf import message, messages, text
 
         service, _, name = method.removeprefix("containerd.services.").partition("/")
         service = service.partition(".")[0]
@@ -214,7 +217,7 @@ def test_its_root_holds_the_program_and_is_unmounted_again(node, made):
 
 
 def test_it_runs_as_cri_would_run_it(made, containerd):
-    from kata.protobuf import messages, text
+    from kata.containerd.protobuf import messages, text
 
     made.create(KATA, "overlayfs", "", b"program")
     made.start(KATA, "overlayfs", 5)
@@ -269,7 +272,7 @@ def test_silence_has_an_end(made):
 
 
 def test_an_end_before_it_says_anything_is_told_with_its_words(node, made, containerd):
-    from kata import grpc
+    from kata.containerd import grpc
 
     made.create(KATA, "overlayfs", "", b"program")
     containerd.refuses["tasks", "Get"] = (grpc.NOT_FOUND, "no task")

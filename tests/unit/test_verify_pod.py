@@ -7,7 +7,9 @@ import uuid
 import kubernetes_validate
 import pytest
 
-from kata import api, credentials, probe, probe_image, problems, throwaway, verify, verify_pod
+from kata import problems
+from kata.cluster import api, credentials
+from kata.sandbox import probe, probe_image, throwaway, verify, verify_pod
 from tests import api_server
 from tests.unit import kata_machine
 from tests.unit import sandbox_tree as tree

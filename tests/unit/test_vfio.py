@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from kata import pci, problems, vfio
+from kata import problems
+from kata.gpu import pci, vfio
 from tests.unit import cards
 
 P100S = ("0000:04:00.0", "0000:84:00.0")

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from kata import mdev, pci, problems, vgpu, vgpu_boot
+from kata import problems
+from kata.gpu import mdev, pci, vgpu, vgpu_boot
 from tests.unit import cards
 
 GPU = "0000:04:00.0"

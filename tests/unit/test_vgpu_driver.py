@@ -2,7 +2,8 @@
 
 import pytest
 
-from kata import problems, vgpu_driver
+from kata import problems
+from kata.gpu import vgpu_driver
 from tests.unit import cards
 
 BUILD = "/lib/modules/6.8.0-45-generic/build"

@@ -1,0 +1,1 @@
+"""What is asked when something is wrong: requirements, causes, live configuration."""

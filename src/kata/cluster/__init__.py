@@ -1,0 +1,1 @@
+"""The cluster: RuntimeClasses and node labels, over the API."""

@@ -1,0 +1,1 @@
+"""Kata's own configuration.toml, from the shipped file and the options."""

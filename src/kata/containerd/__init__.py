@@ -1,0 +1,1 @@
+"""containerd: its configuration, its restarts, the start-up guard, and its API."""

@@ -1,0 +1,1 @@
+"""GPUs: found, handed to vfio-pci or divided, and told to Kata."""

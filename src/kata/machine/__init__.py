@@ -1,0 +1,1 @@
+"""The machine: files, commands, systemd, what it is and what it can."""

@@ -1,0 +1,1 @@
+"""Sandboxes that run: found, drawn, and booted to prove isolation."""
