@@ -4,6 +4,7 @@ Run with --check it only says whether they are up to date, and exits with 1 if t
 """
 
 import argparse
+import itertools
 import pathlib
 import re
 import sys
@@ -23,8 +24,26 @@ def _prose(text: str) -> str:
     return " ".join(text.split())
 
 
+def _paragraphs(text: str) -> str:
+    """Return a description as Markdown: what is indented in it is an example, line by line."""
+    parts: list[str] = []
+    for example, lines in itertools.groupby(text.splitlines(), lambda line: line.startswith("  ")):
+        kept = list(lines)
+        parts.append(
+            "\n".join(["```toml", *(line.strip() for line in kept), "```"])
+            if example
+            else _prose(" ".join(kept))
+        )
+    return "\n\n".join(parts)
+
+
 def _first_sentence(text: str) -> str:
-    return re.split(r"(?<=[.:]) (?=[A-Z0-9])", _prose(text), maxsplit=1)[0].rstrip(".:")
+    prose = _prose(text.partition("\n  ")[0])
+    return (
+        re.split(r"(?<=[.:]) (?=[A-Z0-9])", prose, maxsplit=1)[0]
+        .rstrip(".:")
+        .removesuffix(", such as")
+    )
 
 
 def _value(value: object) -> str:
@@ -43,7 +62,7 @@ def options_page(charm: dict[str, Any]) -> str:
             "",
             f"*{kind}, default {_value(option.get('default', ''))}*",
             "",
-            _prose(option["description"]),
+            _paragraphs(option["description"]),
             "",
         ]
     return "\n".join(lines)

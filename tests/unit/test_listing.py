@@ -1,0 +1,140 @@
+"""What Charmhub's public listing asks for, and what an operator may expect of every option."""
+
+import json
+import pathlib
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+import yaml
+
+from kata import handlers, settings
+from kata.containerd import sections
+from tests.unit.kata_releases import install, options
+
+TOP = pathlib.Path(__file__).parents[2]
+CHARM = yaml.safe_load((TOP / "charmcraft.yaml").read_text())
+OPTIONS = CHARM["config"]["options"]
+ENDPOINTS = {**CHARM["requires"], **CHARM.get("provides", {}), **CHARM.get("peers", {})}
+WORKFLOWS = sorted((TOP / ".github/workflows").glob("*.yaml"))
+GPU_OVERHEAD = ("2048Mi", "1")
+# Another value for each option that containerd might have to hear of.
+OTHER = {
+    "runtime-class": "kata-qemu",
+    "extra-runtime-classes": "kata-clh=clh",
+    "snapshotter": "devmapper",
+    "untrusted-annotation": False,
+    "gpu-mode": "passthrough",
+    "gpu-runtime-class": "kata-nvidia",
+    "hypervisor": "clh",
+    "overhead-memory": "640Mi",
+    "overhead-cpu": "1",
+    "default-vcpus": 4,
+    "default-memory": 4096,
+    "enable-annotations": "default_vcpus",
+    "debug-console": True,
+    "kata-config": "[hypervisor.qemu]\nenable_debug = true\n",
+    "gpu-plug": "pcie",
+    "gpu-guest-kernel": "/srv/vmlinuz",
+    "gpu-guest-image": "/srv/image",
+    "label-nodes": False,
+}
+
+
+def _dashed(name):
+    return re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
+
+
+def test_the_charm_says_what_it_is_and_where_it_lives():
+    for key in ("name", "title", "summary", "description"):
+        assert CHARM[key].strip(), key
+    assert len(CHARM["description"].split("\n\n")) >= 3
+    for link in ("documentation", "source", "issues", "website", "contact"):
+        assert CHARM["links"][link].startswith("https://"), link
+
+
+@pytest.mark.parametrize("part", ["config", "actions", "endpoints", "resources", "params"])
+def test_names_are_dashed(part):
+    names = {
+        "config": OPTIONS,
+        "actions": CHARM["actions"],
+        "endpoints": ENDPOINTS,
+        "resources": CHARM["resources"],
+        "params": [name for each in CHARM["actions"].values() for name in each.get("params", ())],
+    }[part]
+    assert all(_dashed(name) for name in names), names
+
+
+def test_endpoints_say_whether_they_are_optional_and_what_for():
+    for name, endpoint in ENDPOINTS.items():
+        assert isinstance(endpoint["optional"], bool), name
+        assert endpoint["description"].strip(), name
+
+
+def test_the_platforms():
+    found = sorted(CHARM["platforms"])
+    assert found == sorted(
+        f"ubuntu@{base}:{arch}"
+        for base in ("22.04", "24.04", "26.04")
+        for arch in ("amd64", "arm64")
+    )
+
+
+def test_the_icon_is_a_square_of_100_and_is_packed():
+    root = ET.parse(TOP / "icon.svg").getroot()
+    assert (root.get("width"), root.get("height")) == ("100", "100")
+    assert any("icon.svg" in part.get("prime", ()) for part in CHARM["parts"].values())
+
+
+def test_the_usual_commands_and_papers():
+    tox, make = (TOP / "tox.ini").read_text(), (TOP / "Makefile").read_text()
+    for command in ("format", "lint", "unit", "integration"):
+        assert f"[testenv:{command}" in tox
+        assert re.search(rf"^[a-z -]*\b{command}\b[a-z -]*:", make, re.MULTILINE), command
+    for paper in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "CHANGELOG.md"):
+        assert (TOP / paper).stat().st_size
+    assert 'requires-python = ">=3.10"' in (TOP / "pyproject.toml").read_text()
+
+
+def test_the_locks_pin_by_digest_and_name_no_index():
+    for lock in ("requirements.txt", "requirements-dev.txt", "requirements-integration.txt"):
+        text = (TOP / lock).read_text()
+        assert text.count("--hash=sha256:") >= text.count("==") > 0
+        assert "://" not in text
+        assert "--index-url" not in text
+
+
+# Options
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_says_more_than_its_name(name):
+    option = OPTIONS[name]
+    assert option["type"] in ("string", "int", "boolean")
+    assert "default" in option
+    assert len(option["description"].split()) >= 8
+    # Where a number is expected, its unit or what it counts.
+    if option["type"] == "int":
+        assert re.search(r"MiB|vCPUs|vGPUs", option["description"])
+
+
+def _sections(node, changed):
+    asked = options(**{"gpu_mode": "passthrough", **changed})
+    overhead = None if asked.gpu_mode == "none" else GPU_OVERHEAD
+    wanted = handlers.wanted(asked, install(node, "4.1.0"), (2, 0, 0), overhead)
+    return json.dumps(sections.render(wanted, (2, 0, 0)))
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_description_tells_the_truth_about_containerds_restart(node, name):
+    before = {"gpu_mode": "none"} if name == "gpu-mode" else {}
+    changed = _sections(node, before) != _sections(node, {name.replace("-", "_"): OTHER[name]})
+    words = " ".join(OPTIONS[name]["description"].split())
+    said = bool(re.search(r"restarts\s+containerd", words))
+    assert said == changed
+    if not changed and name != "label-nodes":
+        assert "containerd is not restarted" in words
+
+
+def test_every_option_is_read():
+    assert set(OPTIONS) == set(settings.OPTIONS)
