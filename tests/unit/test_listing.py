@@ -104,6 +104,55 @@ def test_the_locks_pin_by_digest_and_name_no_index():
         assert "--index-url" not in text
 
 
+# Automation
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_pins_by_digest_and_may_do_little(path):
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {}
+    for job in workflow["jobs"].values():
+        assert set(job["permissions"].items()) <= {("contents", "read")}
+        for step in job.get("steps", ()):
+            used = step.get("uses")
+            assert used is None or re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", used), used
+    # Each digest is followed by the version that it stands for.
+    assert not re.search(r"@[0-9a-f]{40}(?! # v\d)", path.read_text())
+
+
+def test_every_python_and_every_platform_has_its_job():
+    jobs = {path.stem: yaml.safe_load(path.read_text())["jobs"] for path in WORKFLOWS}
+    tox = (TOP / "tox.ini").read_text()
+    pythons = jobs["tests"]["unit"]["strategy"]["matrix"]["python"]
+    assert pythons == ["3.10", "3.11", "3.12", "3.13", "3.14"]
+    assert all(f"py{version.replace('.', '')}" in tox for version in pythons)
+    packed = jobs["pack"]["pack"]["strategy"]["matrix"]
+    assert {f"ubuntu@{base}:{arch}" for base in packed["base"] for arch in packed["arch"]} == set(
+        CHARM["platforms"]
+    )
+    assert set(jobs["release"]["release"]["needs"]) == {"tests", "pack"}
+    upload = jobs["release"]["release"]["steps"][-1]["run"]
+    assert all(f"--resource {name}:" in upload for name in CHARM["resources"])
+
+
+def test_terraform_knows_the_endpoints_and_explains_its_variables():
+    folder = TOP / "terraform"
+    outputs = (folder / "outputs.tf").read_text()
+    for role in ("requires", "provides"):
+        block = re.search(rf'output "{role}" {{.*?value *= *{{(.*?)}}', outputs, re.DOTALL)[1]
+        assert set(re.findall(r'= "([\w-]+)"', block)) == set(CHARM.get(role, {}))
+    variables = re.findall(
+        r'^variable "(\w+)"', (folder / "variables.tf").read_text(), re.MULTILINE
+    )
+    assert variables
+    page = (folder / "README.md").read_text()
+    assert all(f"| `{name}` |" in page for name in variables)
+    assert all(
+        base.rpartition(":")[0] in outputs + (folder / "variables.tf").read_text()
+        for base in CHARM["platforms"]
+    )
+
+
 # Options
 
 

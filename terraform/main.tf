@@ -1,0 +1,15 @@
+# A subordinate: it has no units, machines or constraints of its own, and gets them by integration.
+resource "juju_application" "kata" {
+  name  = var.app_name
+  model = var.model
+
+  charm {
+    name     = "kata"
+    base     = var.base
+    channel  = var.channel
+    revision = var.revision
+  }
+
+  config    = var.config
+  resources = var.resources
+}
