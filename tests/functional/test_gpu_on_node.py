@@ -19,18 +19,20 @@ CHARM = yaml.safe_load((charm.REPOSITORY / "charmcraft.yaml").read_text())
 DEFAULTS = {name: option["default"] for name, option in CHARM["config"]["options"].items()}
 PROGRAM = """
 import dataclasses, json, sys
-from kata import gpu, gpu_check, node, problems, settings
+from kata import problems, settings
+from kata.gpu import check, preparation
+from kata.machine import node
 what, config = json.load(sys.stdin)
 wanted = settings.read(config)
 try:
     if what == "check":
-        report = gpu_check.look(node.Node(), wanted, None)
+        report = check.look(node.Node(), wanted, None)
         answer = {
             "gpus": [each.data() for each in report.gpus],
             "checks": {each.name: each.ok for each in report.findings},
         }
     else:
-        answer = dataclasses.asdict(gpu.ensure_host(node.Node(), wanted))
+        answer = dataclasses.asdict(preparation.ensure_host(node.Node(), wanted))
 except problems.Problem as problem:
     answer = {type(problem).__name__: str(problem)}
 print(json.dumps(answer))
