@@ -130,6 +130,13 @@ def test_nouveau_stays_for_a_gpu_that_is_not_ours(machine):
     assert not machine.exists("/etc/modprobe.d/kata-charm-gpu.conf")
 
 
+def test_nouveau_may_load_again_for_a_gpu_that_goes_back_to_it(machine):
+    vfio.ensure_bound(machine, gpus(machine))
+    vfio.ensure_bound(machine, gpus(machine, "0000:84:00.0"))
+    assert not machine.exists("/etc/modprobe.d/kata-charm-gpu.conf")
+    assert machine.driver("0000:04:00.0") == "nouveau"
+
+
 def refusal(machine, *bdfs):
     """Why it is refused; and nothing must have happened then."""
     before = machine.tree()
@@ -270,8 +277,8 @@ def test_a_binding_that_somebody_changed_is_left_to_them(machine):
 
 
 def test_device_files_of_old_and_new_kernels(machine):
-    (gpu,) = gpus(machine, "0000:84:00.0")
-    assert vfio.device_files(machine, gpu) == ()
+    device = "/sys/bus/pci/devices/0000:84:00.0"
+    assert vfio.device_files(machine, device, 54) == ()
     machine.lay(
         {
             "/sys/devices/0000:84:00.0/vfio-dev/vfio3/dev": "",
@@ -279,4 +286,5 @@ def test_device_files_of_old_and_new_kernels(machine):
             "/dev/vfio/54": "",
         }
     )
-    assert vfio.device_files(machine, gpu) == ("/dev/vfio/54", "/dev/vfio/devices/vfio3")
+    assert vfio.device_files(machine, device, 54) == ("/dev/vfio/54", "/dev/vfio/devices/vfio3")
+    assert vfio.device_files(machine, device, None) == ("/dev/vfio/devices/vfio3",)

@@ -70,7 +70,7 @@ def _gpus(
             name=names.get(function.ids, "unknown to this machine's pci.ids"),
             chosen=function in chosen,
             members=tuple(each for each in group if each.bdf != function.bdf),
-            vfio_files=vfio.device_files(node, function),
+            vfio_files=vfio.device_files(node, f"{pci.DEVICES}/{function.bdf}", function.group),
             types=tuple(each for each in types if each.parent in family),
         )
 

@@ -14,14 +14,13 @@ import pathlib
 from collections.abc import Iterable, Mapping
 
 from kata import problems
-from kata.gpu import pci
+from kata.gpu import nouveau, pci
 from kata.machine import node as kata_node
 
 DRIVER = "vfio-pci"
 RECORD = "/var/lib/kata-charm/vfio.json"
 RULES = "/etc/udev/rules.d/70-kata-charm-gpu.rules"
 MODULES = "/etc/modules-load.d/kata-charm-gpu.conf"
-BLACKLIST = "/etc/modprobe.d/kata-charm-gpu.conf"
 PROBE = "/sys/bus/pci/drivers_probe"
 
 _RULES_HEADER = "# Written by the kata charm: these functions go to virtual machines.\n"
@@ -56,12 +55,17 @@ def holders(node: kata_node.Node, *patterns: str) -> tuple[Holder, ...]:
     return tuple(found)
 
 
-def device_files(node: kata_node.Node, function: pci.Function) -> tuple[str, ...]:
-    """Return the device files under /dev/vfio that stand for a function, as far as they exist."""
-    candidates = [f"/dev/vfio/{function.group}"] if function.group is not None else []
-    folder = node.path(f"{pci.DEVICES}/{function.bdf}/vfio-dev")
-    if folder.is_dir():
-        candidates += [f"/dev/vfio/devices/{name}" for name in sorted(os.listdir(folder))]
+def device_files(node: kata_node.Node, device: str, group: int | None) -> tuple[str, ...]:
+    """Return the files under /dev/vfio by which a virtual machine opens a device, if they exist.
+
+    Args:
+        node: the machine.
+        device: its folder in sysfs: a PCI function's, or a mediated device's.
+        group: its IOMMU group.
+    """
+    candidates = [f"/dev/vfio/{group}"] if group is not None else []
+    # Since Linux 6.6 a device also has a file of its own.
+    candidates += [f"/dev/vfio/devices/{name}" for name in node.names(f"{device}/vfio-dev")]
     return tuple(path for path in candidates if node.exists(path))
 
 
@@ -128,6 +132,8 @@ def ensure_bound(node: kata_node.Node, gpus: Iterable[pci.Function]) -> bool:
         raise problems.Blocked(reasons[0])
     wanted = endpoints(found, gpus)
     changed = give_back(node, keep={each.bdf for each in wanted})
+    if changed:
+        found = pci.functions(node)  # with the drivers that have come back
     record = recorded(node)
     # What somebody else has bound already is none of ours, and stays when we leave.
     new = [each for each in wanted if each.driver != DRIVER and each.bdf not in record]
@@ -156,12 +162,13 @@ def give_back(node: kata_node.Node, keep: Iterable[str] = ()) -> bool:
         return False
     found = pci.functions(node)
     kept = {bdf: driver for bdf, driver in record.items() if bdf not in leaving}
-    # The boots to come first: whatever happens to us now, the next one gives them back.
-    _persist(node, found, kept)
     present = [each for each in found if each.bdf in leaving]
+    # The boots to come first: whatever happens to us now, the next one gives them back.
+    _persist(node, found, kept, leaving)
     for each in present:
         # The kernel would keep us waiting until the virtual machine has gone.
-        users = holders(node, *device_files(node, each)) if each.driver == DRIVER else ()
+        files = device_files(node, f"{pci.DEVICES}/{each.bdf}", each.group)
+        users = holders(node, *files) if each.driver == DRIVER else ()
         if users:
             raise problems.Waiting(
                 f"{each.bdf} is still used by {', '.join(map(str, users))}: it goes back to the "
@@ -224,24 +231,32 @@ def _release(node: kata_node.Node, function: pci.Function, before: str) -> None:
 
 
 def _persist(
-    node: kata_node.Node, found: Iterable[pci.Function], record: Mapping[str, str]
+    node: kata_node.Node,
+    found: Iterable[pci.Function],
+    record: Mapping[str, str],
+    leaving: Mapping[str, str] | None = None,
 ) -> bool:
-    """Make the boots to come bind what is in `record`, and nothing else."""
-    if not record:
-        gone = [node.remove(path) for path in (RULES, MODULES, BLACKLIST)]
-        if gone[2]:
-            _renew_initramfs(node)
-        return any(gone)
+    """Make the boots to come bind what is in `record`, and nothing else.
+
+    Args:
+        node: the machine.
+        found: its functions.
+        record: what stays bound, and the drivers from before.
+        leaving: what goes back to the drivers from before.
+    """
     found = tuple(found)
+    drivers = {each.bdf: each.driver for each in found} | dict(leaving or {})
+    wants_nouveau = any(
+        driver == nouveau.NAME and bdf not in record for bdf, driver in drivers.items()
+    )
+    if not record:
+        gone = [node.remove(path) for path in (RULES, MODULES)]
+        return any((*gone, nouveau.allow(node)))
     ours = [each for each in found if each.bdf in record]
     changed = node.write(RULES, _RULES_HEADER + "".join(_rule(each) for each in ours))
     changed |= node.write(MODULES, f"# Written by the kata charm.\n{DRIVER}\n")
-    if not any(each.driver == "nouveau" and each.bdf not in record for each in found):
-        blacklist = "blacklist nouveau\noptions nouveau modeset=0\n"
-        if node.write(BLACKLIST, f"# Written by the kata charm.\n{blacklist}"):
-            changed = True
-            _renew_initramfs(node)
-    return changed
+    keep_out = nouveau.allow if wants_nouveau else nouveau.ensure_blacklisted
+    return keep_out(node) or changed
 
 
 def _rule(function: pci.Function) -> str:
@@ -262,12 +277,6 @@ def _rule(function: pci.Function) -> str:
     )
 
 
-def _renew_initramfs(node: kata_node.Node) -> None:
-    """Carry the blacklist into the initramfs, where there is one: it may load nouveau itself."""
-    if node.exists("/usr/sbin/update-initramfs"):
-        node.run("update-initramfs", "-u", check=False, timeout=300)
-
-
 def _write_record(node: kata_node.Node, record: Mapping[str, str]) -> bool:
     if not record:
         return node.remove(RECORD)
@@ -283,8 +292,7 @@ def _driver(node: kata_node.Node, bdf: str) -> str | None:
 
 def _host_files(node: kata_node.Node, gpu: pci.Function) -> tuple[str, ...]:
     """Return how the paths start by which the host's programs use a GPU."""
-    drm = node.path(f"{pci.DEVICES}/{gpu.bdf}/drm")
-    files = [f"/dev/dri/{name}" for name in sorted(os.listdir(drm))] if drm.is_dir() else []
+    files = [f"/dev/dri/{name}" for name in node.names(f"{pci.DEVICES}/{gpu.bdf}/drm")]
     # The numbers of NVIDIA's own files say little of the card, and /dev/nvidiactl is for all.
     return (*files, "/dev/nvidia*") if gpu.driver in HOST_DRIVERS else tuple(files)
 
