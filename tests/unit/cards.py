@@ -4,8 +4,10 @@ The layout is that of Linux: devices below /sys/devices, links to them in /sys/b
 `driver` and an `iommu_group` link in each, /dev/vfio/<group> once a group's device is on vfio-pci.
 """
 
+import collections
 import os
 import pathlib
+import shutil
 
 from tests.unit import conftest
 
@@ -70,7 +72,7 @@ class Machine(conftest.FakeNode):
         self.on("modprobe *")
         self.on("update-grub")
         self.on("systemctl *")
-        self._families: dict[str, tuple[str, dict[str, int]]] = {}
+        self._families: dict[str, tuple[str, int]] = {}
 
     # Cards
 
@@ -174,7 +176,7 @@ class Machine(conftest.FakeNode):
                 }
             )
             self.path(f"{place}/devices").mkdir()
-            self._families[f"{parent}/{type_id}"] = (gpu or parent, {})
+            self._families[f"{parent}/{type_id}"] = (gpu or parent, fits)
         if not self.path(f"/sys/class/mdev_bus/{parent}").is_symlink():
             self._link(f"/sys/class/mdev_bus/{parent}", self._device(parent))
         return self
@@ -246,7 +248,7 @@ class Machine(conftest.FakeNode):
         self._link(f"{place}/iommu_group", f"/sys/kernel/iommu_groups/{group}")
         self._link(f"/sys/bus/mdev/devices/{name}", place)
         self._link(str(folder / "devices" / name), place)
-        self._change_room(parent, folder.name, -1)
+        self._count_room()
 
     def _remove_mdev(self, name, gone=False):
         link = self.path(f"/sys/bus/mdev/devices/{name}")
@@ -254,18 +256,22 @@ class Machine(conftest.FakeNode):
         parent, type_id = place.parent.name, (place / "mdev_type").readlink().name
         link.unlink()
         self.path(f"{self._device(parent)}/mdev_supported_types/{type_id}/devices/{name}").unlink()
-        for each in place.iterdir():
-            each.unlink()
-        place.rmdir()
-        self._change_room(parent, type_id, 1)
+        shutil.rmtree(place)
+        self._count_room()
 
-    def _change_room(self, parent, type_id, by):
-        gpu = self._families[f"{parent}/{type_id}"][0]
-        for key, (family, _) in self._families.items():
-            if family == gpu and key.endswith(f"/{type_id}"):
-                path = f"{self._device(key.split('/')[0])}/mdev_supported_types/{type_id}"
-                room = int(self.read(f"{path}/available_instances") or 0)
-                self.lay({f"{path}/available_instances": f"{room + by}\n"})
+    def _count_room(self):
+        """A GPU makes vGPUs of one type at a time, as many as its memory holds."""
+        made = collections.Counter()
+        for name in self._mdevs():
+            place = self.path(f"/sys/bus/mdev/devices/{name}").resolve()
+            type_id = (place / "mdev_type").readlink().name
+            made[self._families[f"{place.parent.name}/{type_id}"][0], type_id] += 1
+        for key, (gpu, fits) in self._families.items():
+            parent, type_id = key.split("/")
+            other = any(each[0] == gpu and each[1] != type_id for each in made)
+            room = 0 if other else fits - made[gpu, type_id]
+            path = f"{self._device(parent)}/mdev_supported_types/{type_id}"
+            self.lay({f"{path}/available_instances": f"{room}\n"})
 
 
 HOST_CONFIG = """\

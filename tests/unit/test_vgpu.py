@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kata import problems
-from kata.gpu import mdev, pci, vgpu, vgpu_boot
+from kata.gpu import mdev, pci, vgpu, vgpu_boot, vgpu_driver
 from tests.unit import cards
 
 GPU = "0000:04:00.0"
@@ -93,6 +93,13 @@ def test_no_driver_no_types(tmp_path):
         vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 1)
 
 
+def test_a_driver_without_vgpus_is_named(tmp_path):
+    machine = cards.Machine(tmp_path).card(GPU, **cards.P100, group=45, driver="nvidia")
+    machine.lay({vgpu_driver.VERSION: "550.54.15\n"})
+    with pytest.raises(problems.Blocked, match=r"550\.54\.15 offers no vGPU types here"):
+        vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 1)
+
+
 def test_a_driver_that_makes_vgpus_without_mdev(tmp_path):
     machine = cards.Machine(tmp_path).card(GPU, **cards.P100, group=45, driver="nvidia")
     machine.lay({f"/sys/devices/{GPU}/nvidia/creatable_vgpu_types": "ID : vGPU Name\n"})
@@ -123,9 +130,46 @@ def test_none_is_destroyed_while_a_sandbox_uses_it(machine):
 
 
 def test_another_type_replaces_the_first(machine):
+    # While there is one of the first, the GPU has no room for any of the other.
+    vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 2)
+    assert vgpu.ensure_instances(machine, gpus(machine), "nvidia-102", 4)
+    assert [each for _, each in made(machine).values()] == ["nvidia-102"] * 4
+
+
+def test_not_while_a_sandbox_uses_one(machine):
+    vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 2)
+    before = made(machine)
+    machine.process(4711, "qemu-system-x86", f"/dev/vfio/{mdev.instances(machine)[0].group}")
+    with pytest.raises(problems.Waiting, match="still used by qemu"):
+        vgpu.ensure_instances(machine, gpus(machine), "nvidia-102", 4)
+    assert made(machine) == before
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_room_at_all_is_said(machine, count):
+    theirs = "b3b7e0f2-0000-0000-0000-000000000001"
+    machine.put(f"/sys/class/mdev_bus/{GPU}/mdev_supported_types/nvidia-105/create", theirs)
+    with pytest.raises(problems.Blocked, match="only 0 of type nvidia-102 fit"):
+        vgpu.ensure_instances(machine, gpus(machine), "nvidia-102", count)
+    assert list(made(machine)) == [theirs]
+
+
+def test_a_boot_that_made_none_is_no_reason_to_make_too_many_later(machine):
+    vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 2)
+    machine.boot()
     vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 1)
-    vgpu.ensure_instances(machine, gpus(machine), "nvidia-102", 2)
-    assert sorted(each for _, each in made(machine).values()) == ["nvidia-102", "nvidia-102"]
+    assert json.loads(machine.read(vgpu.RECORD))["instances"].keys() == made(machine).keys()
+
+
+def test_nor_while_it_is_used_by_the_newer_kernels_file(machine):
+    vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 1)
+    (uuid,) = made(machine)
+    machine.lay(
+        {f"/sys/devices/{GPU}/{uuid}/vfio-dev/vfio7/dev": "", "/dev/vfio/devices/vfio7": ""}
+    )
+    machine.process(4711, "qemu-system-x86", "/dev/vfio/devices/vfio7")
+    with pytest.raises(problems.Waiting, match="still used by qemu"):
+        vgpu.remove(machine)
 
 
 def test_somebody_elses_count_and_stay(machine):
@@ -204,6 +248,15 @@ def test_virtual_functions_go_when_we_enabled_them(ampere):
     vgpu.ensure_instances(ampere, gpus(ampere), "nvidia-474", 1)
     vgpu.remove(ampere)
     assert f"{vgpu.SRIOV_MANAGE} -d {GPU}" in ampere.ran
+
+
+def test_a_t4_makes_its_own_though_it_could_have_functions(tmp_path):
+    machine = cards.Machine(tmp_path / "root").card(GPU, **cards.T4, group=45, driver="nvidia")
+    machine.offers(GPU, {"nvidia-222": ("GRID T4-8Q", 2)})
+    assert vgpu.by_virtual_functions(machine, gpus(machine)) == ()
+    vgpu.ensure_instances(machine, gpus(machine), "GRID T4-8Q", 2)
+    assert list(made(machine).values()) == [(GPU, "nvidia-222")] * 2
+    assert not any("sriov-manage" in command for command in machine.ran)
 
 
 def test_ampere_without_nvidias_driver(ampere):

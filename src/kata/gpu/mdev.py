@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import time
 
 from kata.machine import node as kata_node
 
@@ -64,13 +65,19 @@ def types(node: kata_node.Node) -> tuple[Type, ...]:
     return tuple(found)
 
 
+def await_types(node: kata_node.Node, seconds: float) -> None:
+    """Wait until a driver that has just been loaded shows its types, or the time is over."""
+    deadline = time.monotonic() + seconds
+    while not types(node) and time.monotonic() < deadline:
+        time.sleep(1)
+
+
 def instances(node: kata_node.Node) -> tuple[Instance, ...]:
     """Return the vGPUs that exist, whoever made them."""
-    folder = node.path(DEVICES)
     found: list[Instance] = []
-    for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
+    for name in node.names(DEVICES):
         with contextlib.suppress(OSError):  # it has been destroyed under our eyes
-            device = folder / name
+            device = node.path(DEVICES) / name
             group = device / "iommu_group"
             number = pathlib.PurePath(os.readlink(group)).name if group.is_symlink() else None
             found.append(

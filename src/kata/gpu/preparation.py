@@ -95,13 +95,14 @@ def _ensure_vgpu(
     driver: pathlib.Path | None,
 ) -> bool:
     changed = False
-    if any(gpu.virtual_total for gpu in gpus):
+    if driver and driver.stat().st_size and wanted.gpu_prepare_host:
+        changed = vgpu_driver.ensure_installed(node, driver)
+    # The others' vGPUs need none: the GPU itself shields their memory.
+    if vgpu.by_virtual_functions(node, gpus):
         _require_iommu(node, wanted)
     if not wanted.gpu_prepare_host:
         vgpu.require(node, gpus, wanted.vgpu_type, wanted.vgpu_count)
         return False
-    if driver and driver.stat().st_size:
-        changed |= vgpu_driver.ensure_installed(node, driver)
     return vgpu.ensure_instances(node, gpus, wanted.vgpu_type, wanted.vgpu_count) or changed
 
 

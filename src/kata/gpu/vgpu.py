@@ -8,11 +8,11 @@ import itertools
 import json
 import pathlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TypedDict
 
 from kata import problems
-from kata.gpu import mdev, pci, vfio
+from kata.gpu import mdev, pci, vfio, vgpu_driver
 from kata.machine import node as kata_node
 
 RECORD = "/var/lib/kata-charm/vgpu.json"
@@ -20,6 +20,8 @@ SRIOV_MANAGE = "/usr/lib/nvidia/sriov-manage"
 BOOT_PROGRAM = "/usr/local/lib/kata-charm/vgpu-boot.py"
 BOOT_UNIT = "/etc/systemd/system/kata-charm-vgpu.service"
 
+# A driver shows the types of its virtual functions a moment after these are there.
+_FOR_TYPES = 10
 MOST = 256  # instances on a machine, as many as vgpu-count allows
 # Makes the same names after every boot, so that what refers to a vGPU stays right.
 _NAMES = uuid.UUID("6f0d4a3c-6b1b-5d0b-9f1c-0f6a7c1f9d52")
@@ -40,6 +42,10 @@ TimeoutStartSec=180
 [Install]
 WantedBy=multi-user.target
 """
+
+
+_Place = tuple[str, str]
+"""The address of a function, and the id of a type that it makes."""
 
 
 class _Made(TypedDict):
@@ -73,15 +79,14 @@ def ensure_instances(
     gpus = tuple(gpus)
     changed = _ensure_virtual_functions(node, gpus)
     offered = _offered(node, gpus, wanted)
-    type_id, parents = offered[0].id, {each.parent for each in offered}
-    present = {each.uuid: each for each in mdev.instances(node)}
-    fitting = [x for x in present.values() if x.type == type_id and x.parent in parents]
-    room = sum(each.available for each in offered)
-    if count > len(fitting) + room:
-        raise _no_room(wanted, count, len(fitting) + room)
-    changed |= _destroy(node, _surplus(node, offered, fitting, count), present)
+    places = {(each.parent, each.id) for each in offered}
+    # Those first: a GPU makes vGPUs of one type at a time, and has no room beside another's.
+    changed |= _destroy(node, _surplus(node, places, count))
+    made = len(_at(node, places))
+    room = sum(each.available for each in _offered(node, gpus, wanted))
+    if made + room < max(count, 1):
+        raise _no_room(wanted, count, made + room)
     changed |= _persist(node)
-    made = min(len(fitting), count) if count else len(fitting)
     # Each one takes from the room of all: virtual functions share the memory of their GPU.
     while made < (count or MOST):
         free = next((x for x in _offered(node, gpus, wanted) if x.available), None)
@@ -94,6 +99,17 @@ def ensure_instances(
     return changed
 
 
+def by_virtual_functions(
+    node: kata_node.Node, gpus: Iterable[pci.Function]
+) -> tuple[pci.Function, ...]:
+    """Return which GPUs make vGPUs of virtual functions only: those from Ampere on.
+
+    A T4 could have virtual functions too, and makes its vGPUs itself.
+    """
+    parents = {each.parent for each in mdev.types(node)}
+    return tuple(gpu for gpu in gpus if gpu.virtual_total and gpu.bdf not in parents)
+
+
 def require(node: kata_node.Node, gpus: Iterable[pci.Function], wanted: str, count: int) -> None:
     """Look whether the vGPUs wanted are there, and change nothing.
 
@@ -101,8 +117,7 @@ def require(node: kata_node.Node, gpus: Iterable[pci.Function], wanted: str, cou
         Blocked: no driver, no such type, or fewer than `count` of them (at least one).
     """
     offered = _offered(node, tuple(gpus), wanted)
-    places = {(each.parent, each.id) for each in offered}
-    there = sum((each.parent, each.type) in places for each in mdev.instances(node))
+    there = len(_at(node, {(each.parent, each.id) for each in offered}))
     if there < max(count, 1):
         raise problems.Blocked(
             f"vgpu-count={count}: {there} of type {wanted} exist; create them, or set "
@@ -129,7 +144,7 @@ def remove(node: kata_node.Node) -> bool:
     for path in (BOOT_PROGRAM, str(pathlib.PurePath(BOOT_PROGRAM).parent)):
         node.remove(path)
     record = _recorded(node)
-    _destroy(node, set(record["instances"]), {each.uuid: each for each in mdev.instances(node)})
+    _destroy(node, set(record["instances"]))
     for bdf in record["sriov"]:
         node.run(SRIOV_MANAGE, "-d", bdf, check=False, timeout=60)
     node.remove(RECORD)
@@ -150,6 +165,11 @@ def _offered(node: kata_node.Node, gpus: tuple[pci.Function, ...], wanted: str) 
                 "this NVIDIA driver makes vGPUs without mediated devices, which Kata cannot use: "
                 "install a vGPU driver of a branch with mdev, or set gpu-mode=passthrough"
             )
+        if version := vgpu_driver.loaded_version(node):
+            raise problems.Blocked(
+                f"NVIDIA's driver {version} offers no vGPU types here: it is not the vGPU host "
+                "driver (…-vgpu-kvm.run), or these GPUs have no vGPU"
+            )
         raise problems.Blocked(
             "no vGPU types on this machine's GPUs: NVIDIA's licensed vGPU host driver is not "
             "loaded; attach it as the resource vgpu-driver"
@@ -163,11 +183,10 @@ def _offered(node: kata_node.Node, gpus: tuple[pci.Function, ...], wanted: str) 
 
 def _ensure_virtual_functions(node: kata_node.Node, gpus: tuple[pci.Function, ...]) -> bool:
     """Enable the virtual functions that GPUs from Ampere on need for vGPUs."""
-    parents = {each.parent for each in mdev.types(node)}
     record = _recorded(node)
     changed = False
-    for gpu in gpus:
-        if not gpu.virtual_total or gpu.virtual_enabled or gpu.bdf in parents:
+    for gpu in by_virtual_functions(node, gpus):
+        if gpu.virtual_enabled:
             continue
         if not node.exists(SRIOV_MANAGE):
             raise problems.Blocked(
@@ -181,20 +200,21 @@ def _ensure_virtual_functions(node: kata_node.Node, gpus: tuple[pci.Function, ..
             )
         record["sriov"] = sorted({*record["sriov"], gpu.bdf})
         changed |= _write(node, record)
+    if changed:
+        mdev.await_types(node, _FOR_TYPES)
     return changed
 
 
-def _surplus(
-    node: kata_node.Node,
-    offered: Iterable[mdev.Type],
-    fitting: Iterable[mdev.Instance],
-    count: int,
-) -> set[str]:
-    """Return which of ours are too many: of other types or other GPUs, and above the count."""
+def _at(node: kata_node.Node, places: set[_Place]) -> list[mdev.Instance]:
+    """Return the vGPUs that exist of these parents and types, whoever made them."""
+    return [each for each in mdev.instances(node) if (each.parent, each.type) in places]
+
+
+def _surplus(node: kata_node.Node, places: set[_Place], count: int) -> set[str]:
+    """Return which of ours are too many: gone, of other types or GPUs, and above the count."""
     ours = _recorded(node)["instances"]
-    places = {(each.parent, each.id) for each in offered}
-    surplus = {name for name, made in ours.items() if (made["parent"], made["type"]) not in places}
-    fitting = tuple(fitting)
+    fitting = _at(node, places)
+    surplus = set(ours) - {each.uuid for each in fitting}
     if count:
         # Those in use go last: most often nothing has to wait then.
         mine = sorted(
@@ -219,11 +239,11 @@ def _create(node: kata_node.Node, offered: mdev.Type) -> None:
     mdev.create(node, offered, name)
 
 
-def _destroy(node: kata_node.Node, names: set[str], present: Mapping[str, mdev.Instance]) -> bool:
+def _destroy(node: kata_node.Node, names: set[str]) -> bool:
     """Destroy instances of ours, all of them or none, and take them off the record."""
     if not names:
         return False
-    leaving = [present[name] for name in sorted(names) if name in present]
+    leaving = [each for each in mdev.instances(node) if each.uuid in names]
     for each in leaving:
         users = _users(node, each)
         if users:
@@ -240,7 +260,8 @@ def _destroy(node: kata_node.Node, names: set[str], present: Mapping[str, mdev.I
 
 
 def _users(node: kata_node.Node, instance: mdev.Instance) -> tuple[vfio.Holder, ...]:
-    return vfio.holders(node, f"/dev/vfio/{instance.group}") if instance.group is not None else ()
+    device = f"{mdev.DEVICES}/{instance.uuid}"
+    return vfio.holders(node, *vfio.device_files(node, device, instance.group))
 
 
 def _no_room(wanted: str, count: int, fit: int) -> problems.Blocked:
