@@ -67,7 +67,7 @@ def find(node: kata_node.Node) -> Running:
 def command_line(node: kata_node.Node, pid: int) -> list[str]:
     """Return the command line of a hypervisor or a shim; nothing of any other process."""
     try:
-        descriptor = os.open(node.path(f"/proc/{pid}/cmdline"), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(node.place(f"/proc/{pid}/cmdline"), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return []
     try:
@@ -110,7 +110,7 @@ def usage(node: kata_node.Node, pid: int) -> Usage | None:
 def program(node: kata_node.Node, pid: int) -> str:
     """Return the file that a process runs, links followed; empty where it is gone."""
     try:
-        return os.readlink(node.path(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+        return os.readlink(node.place(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
     except OSError:
         return ""
 
@@ -127,10 +127,10 @@ def in_network(node: kata_node.Node, namespace: str, pid: int) -> str | None:
         pid: a process that may live in it, or one of its threads.
     """
     try:
-        wanted = os.stat(node.path(namespace))
+        wanted = os.stat(node.place(namespace))
         if _same(wanted, node, f"/proc/{pid}"):
             return f"/proc/{pid}"
-        for thread in os.listdir(node.path(f"/proc/{pid}/task")):
+        for thread in os.listdir(node.place(f"/proc/{pid}/task")):
             if _same(wanted, node, f"/proc/{pid}/task/{thread}"):
                 return f"/proc/{pid}/task/{thread}"
     except OSError:
@@ -140,6 +140,6 @@ def in_network(node: kata_node.Node, namespace: str, pid: int) -> str | None:
 
 def _same(wanted: os.stat_result, node: kata_node.Node, folder: str) -> bool:
     try:
-        return os.path.samestat(wanted, os.stat(node.path(f"{folder}/ns/net")))
+        return os.path.samestat(wanted, os.stat(node.place(f"{folder}/ns/net")))
     except FileNotFoundError:
         return False
