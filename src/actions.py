@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ops
 
-from kata import problems, settings
+from kata import limits, problems, settings, terminal
 from kata.machine import node as kata_node
 from kata.machine import tenancy
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Results are arguments of a program, and Linux takes none beyond 128 KiB (MAX_ARG_STRLEN).
 _MOST = 120_000
+# Seconds: `juju run` waits for 60 by default. Those that read the journal are given more.
+_LIMIT, _LONG_LIMIT = 55, 110
 
 
 class SandboxActions(ops.Object):
@@ -91,13 +93,16 @@ class SandboxActions(ops.Object):
             options = settings.read(self._charm.config)
             sandbox = self._picked(options, event)
             found = console.find(self._node, sandbox, wanted=options.debug_console)
-            self._set(event, {"command": found.command, "detail": found.detail})
+            about = {"pod": sandbox.title if sandbox.pod else "", "sandbox": sandbox.id}
+            shown = dataclasses.asdict(found)
+            self._set(event, {**shown, "console": about | shown})
 
     def _verify_sandbox(self, event: ops.ActionEvent) -> None:
         from kata.containerd import daemon
         from kata.sandbox import throwaway, verify, verify_pod
 
-        with _answering(event):
+        # It has limits of its own, and tidies up after them.
+        with _answering(event, None):
             options = settings.read(self._charm.config)
             found = daemon.find(self._node, options)
             address, state = found.address(self._node), found.state(self._node)
@@ -118,7 +123,8 @@ class SandboxActions(ops.Object):
                     verdict = verify_pod.pod(
                         self._node, service, state, server, handler, image=image, timeout=timeout
                     )
-            self._set(event, _told(verdict))
+            told = _told(verdict)
+            self._set(event, {**told, "verdict": told | {"verified": verdict.verified}})
             if verdict.trouble:
                 event.fail(verdict.trouble)
 
@@ -127,7 +133,7 @@ class SandboxActions(ops.Object):
     def _check_host(self, event: ops.ActionEvent) -> None:
         from kata.checks import readiness
 
-        with _answering(event):
+        with _answering(event, _LONG_LIMIT):
             options = settings.read(self._charm.config)
             checks = readiness.checks(self._node, options)
             ready = all(each.ok for each in checks if each.required)
@@ -143,7 +149,7 @@ class SandboxActions(ops.Object):
     def _diagnose(self, event: ops.ActionEvent) -> None:
         from kata.checks import diagnose
 
-        with _answering(event):
+        with _answering(event, _LONG_LIMIT):
             options = settings.read(self._charm.config)
             pod = str(event.params.get("pod") or "")
             findings = diagnose.look(self._node, options, pod)
@@ -172,6 +178,7 @@ class SandboxActions(ops.Object):
                     "drift": shown.drift or "none",
                     "kata-config": "\n".join(shown.kata.values()) or "none",
                     "notes": "; ".join(shown.notes) or "none",
+                    "config": dataclasses.asdict(shown),
                 },
             )
 
@@ -213,12 +220,13 @@ class SandboxActions(ops.Object):
 
 
 @contextlib.contextmanager
-def _answering(event: ops.ActionEvent) -> Generator[None]:
-    """Let what stops an answer be said in one line."""
+def _answering(event: ops.ActionEvent, limit: int | None = _LIMIT) -> Generator[None]:
+    """Let what stops an answer be said in one line; a limit in seconds stops it too."""
     try:
-        yield
+        with limits.within(limit) if limit else contextlib.nullcontext():
+            yield
     except problems.Problem as problem:
-        event.fail(str(problem))
+        event.fail(terminal.shown(str(problem)))
     except OSError as error:
         event.fail(f"the machine refused: {error}")
 
@@ -226,6 +234,7 @@ def _answering(event: ops.ActionEvent) -> Generator[None]:
 def _fitted(value: object) -> tuple[str, bool]:
     """Return a value as Juju can take it, and whether something was cut off."""
     if isinstance(value, str):
+        value = terminal.shown(value)
         kept, size = list[str](), 0
         for line in value.splitlines():
             size += len(line.encode()) + 1

@@ -4,15 +4,28 @@ Names of pods, images and files come from others: shown as they are, they could 
 break lines or pose as our own words.
 """
 
+import re
 import textwrap
 
 WIDTH = 80
+_DOUBTFUL = re.compile(r"[^\n\t\x20-\x7e]")
 _SAFE = frozenset([*map(chr, range(0x20, 0x7F)), "…"])
 
 
 def plain(text: object) -> str:
     r"""Return text in printable ASCII, … aside; anything else is written as `\x1b` and the like."""
     return "".join(each if each in _SAFE else _escaped(each) for each in str(text))
+
+
+def shown(text: str) -> str:
+    r"""Return text in lines that a terminal only shows: control characters are written out.
+
+    That keeps letters of all languages, tabs and lines; `\x1b`, a half character of a file that is
+    no UTF-8, and marks that turn the direction of reading come as `plain` writes them.
+    """
+    return _DOUBTFUL.sub(
+        lambda found: each if (each := found[0]).isprintable() else _escaped(each), text
+    )
 
 
 def _escaped(character: str) -> str:

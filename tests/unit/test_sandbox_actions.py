@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 
 import ops
 import ops.testing
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from actions import SandboxActions
-from kata import problems
+from kata import limits, problems
 from kata.containerd import cri
 from kata.sandbox import network, probe, throwaway, verify, verify_pod
 from tests.unit import containerd_machine, kata_machine, kata_releases
@@ -168,6 +169,12 @@ def test_console_command(run, machine):
     results = run("console-command", pod="default/nginx").action_results
     assert results["command"] == ""
     assert "juju config kata debug-console=true" in results["detail"]
+    assert json.loads(results["console"]) == {
+        "pod": "default/nginx",
+        "sandbox": tree.sid(1),
+        "command": "",
+        "detail": results["detail"],
+    }
 
 
 # verify-sandbox
@@ -187,6 +194,8 @@ def test_verify_sandbox(run, machine, monkeypatch):
 
     monkeypatch.setattr(verify, "sandbox", prove)
     results = run("verify-sandbox", timeout=77).action_results
+    verdict = json.loads(results.pop("verdict"))
+    assert verdict == results | {"verified": True}
     assert results == {
         "verified": "true",
         "handler": "kata",
@@ -273,6 +282,38 @@ def test_show_config(run, machine):
     assert "runtimes.kata" in results["handlers"]
     assert (results["drift"], results["notes"]) == ("none", "none")
     assert results["kata-config"] == "as shipped\n"
+    config = json.loads(results["config"])
+    assert config["live"] == containerd_machine.MAIN
+    assert config["kata"] == {"/etc/kata-containers/configuration.toml": "as shipped\n"}
+
+
+# What they share
+
+
+@pytest.mark.parametrize("action", [each for each in NAMES if each != "verify-sandbox"])
+def test_an_answer_that_does_not_come_is_given_up(run, machine, monkeypatch, action):
+    tree.lay_go(machine)
+    within = limits.within
+    monkeypatch.setattr(limits, "within", lambda seconds: within(min(seconds, 1)))
+
+    def hang(*_):
+        while True:
+            time.sleep(1)
+
+    for name in ("kata.settings.read", "kata.containerd.cri.pod_handlers"):
+        monkeypatch.setattr(name, hang)
+    known = DEFINED["actions"][action].get("params", {})
+    params = {"pod": "default/nginx"} if "pod" in known else {}
+    assert failure(run, action, **params).startswith("no answer within 1 s")
+
+
+def test_control_characters_reach_no_terminal(run, machine):
+    path = "/etc/kata-containers/configuration.toml"
+    text = machine.read(path)
+    machine.path(path).write_bytes(text.encode() + b"# \x1b[2J \xff \0 \xe2\x80\xae caf\xc3\xa9\n")
+    results = run("show-config").action_results
+    assert r"# \x1b[2J \udcff \x00 \u202e café" in results["kata-config"]
+    assert results["config"].isascii()
 
 
 @pytest.mark.parametrize("action", ["list-sandboxes", "check-host", "show-config", "diagnose"])

@@ -63,3 +63,10 @@ def test_wrapped_lines_keep_to_the_terminal(text, indent):
 def test_an_age_fits_into_six_columns(seconds, shown):
     assert terminal.age(seconds) == shown
     assert len(shown) <= 6
+
+
+def test_lines_keep_their_letters_and_lose_what_a_terminal_would_obey():
+    text = "caf\u00e9\t\u7bb1\n\x1b[2J\x00\r \udcff \u202eabc\u2028"
+    assert terminal.shown(text) == (
+        "caf\u00e9\t\u7bb1\n\\x1b[2J\\x00\\x0d \\udcff \\u202eabc\\u2028"
+    )
