@@ -200,7 +200,7 @@ def classes(
 
     main = ordinary(options.runtime_class, options.hypervisor, MAIN)
     more = [
-        ordinary(name, hypervisor, _configuration(name))
+        ordinary(name, hypervisor, configuration(name))
         for name, hypervisor in options.extra_runtime_classes
     ]
     if gpu_overhead:
@@ -220,7 +220,7 @@ def classes(
                 dataclasses.replace(
                     gpu,
                     name=name,
-                    configuration=_configuration(name),
+                    configuration=configuration(name),
                     overhead_memory=memory,
                     overhead_cpu=cpu,
                 )
@@ -292,7 +292,8 @@ def _guests(options: settings.Settings) -> dict[str, int]:
     }
 
 
-def _configuration(name: str) -> str:
+def configuration(name: str) -> str:
+    """Return the path of the Kata configuration file of a class beside the main one."""
     return f"{FOLDER}/configuration-{name}.toml"
 
 

@@ -103,7 +103,8 @@ def ensure(
     gpus = _ensure_gpus(node, options, installed, attached)
     wanted = handlers.wanted(options, installed, found.release, gpus.overhead)
     extras = {each.name: gpus.extra for each in wanted if each.gpu and gpus.extra}
-    written = handler_files.ensure(node, installed, wanted, options, extras)
+    kept = {each.name for each in wanted if each.gpu and not gpus.extra}
+    written = handler_files.ensure(node, installed, wanted, options, extras, kept)
     for warning in written.warnings:
         log.warning("%s", warning)
     installation.ensure_shim(node, installed, wanted[0].shim)
@@ -196,21 +197,28 @@ def _ensure_gpus(
     from kata.gpu import configuration as gpu_configuration
     from kata.gpu import preparation
 
+    notes: tuple[str, ...] = ()
+    problem: problems.Problem | None = None
     try:
         outcome = preparation.ensure_host(node, options, attached.get("vgpu-driver"))
-        notes = (outcome.message,) if outcome.message else ()
+        gpus, notes = outcome.gpus, (outcome.message,) if outcome.message else ()
+    except problems.Problem as found:
+        # What sandboxes can have already goes on being theirs.
+        gpus, problem = preparation.ready(node, options), found
+    if not gpus:
+        return _Gpus(notes=notes, problem=problem)
+    overhead = gpu_overhead(options)
+    try:
         base = for_gpus(node, options, installed)
         made = gpu_configuration.configuration(node, options, base, attached.get("guest-kernel"))
-    except problems.Problem as problem:
-        return _Gpus(problem=problem)
+    except problems.Problem as found:
+        # The handler stays as it is: an option that does not fit takes no pod's runtime away.
+        kept = handler_files.is_ours(node, handlers.configuration(options.gpu_runtime_class))
+        return _Gpus(problem=problem or found, overhead=overhead if kept else None)
     if not made:
-        return _Gpus(notes=notes)
-    return _Gpus(
-        outcome.gpus,
-        (made.overhead_memory, made.overhead_cpu),
-        configuration_text.Extra(made.changes, made.kernel_params_add, made.base),
-        (*notes, *made.notes),
-    )
+        return _Gpus(notes=notes, problem=problem)
+    extra = configuration_text.Extra(made.changes, made.kernel_params_add, made.base)
+    return _Gpus(gpus, overhead, extra, (*notes, *made.notes), problem)
 
 
 def _doubts(

@@ -7,6 +7,7 @@ import os
 import ops
 import ops.testing
 import pytest
+import tomlkit
 
 import charm
 from kata import problems, workload
@@ -14,7 +15,7 @@ from kata.gpu import preparation
 from kata.machine import host
 from tests import api_server
 from tests.node import standin
-from tests.unit import containerd_machine, kata_releases
+from tests.unit import cards, containerd_machine, kata_machine, kata_releases, test_guest_kernel
 
 AVAILABLE = "Kata runtime available (3.32.0; kata, untrusted)"
 KATA = "/etc/kata-containers/configuration.toml"
@@ -482,6 +483,98 @@ def test_a_gpu_that_is_not_ready_does_not_hold_ordinary_sandboxes_up(kata, monke
     kata.config(gpu_mode="passthrough").run()
     assert kata.unit == ("blocked", "reboot needed: the IOMMU is off")
     assert "runtimes.kata]" in kata.file
+
+
+@pytest.fixture
+def with_gpus(tmp_path, archives, monkeypatch):
+    """A unit on the deploy record's machine: two Tesla P100, and a guest kernel for them."""
+    machine = cards.of_the_record(tmp_path / "root")
+    machine.lay({**kata_machine.READY, "/etc/machine-id": "0123456789abcdef0123456789abcdef\n"})
+    machine.lay({"/var/lib/juju/agents/unit-kata-0/charm/x": "", "/srv/vmlinuz": ""})
+    machine.path("/srv/vmlinuz").write_bytes(test_guest_kernel.vmlinux())
+    monkeypatch.setattr(host, "kvm_api", lambda _: 12)
+    monkeypatch.setattr(charm.node, "Node", lambda: machine)
+    deployment = Deployment(machine, archives["3.32.0"])
+    return deployment.config(gpu_mode="passthrough", gpu_guest_kernel="/srv/vmlinuz")
+
+
+def labels(cluster):
+    return cluster.objects.stored["nodes"]["one"]["metadata"]["labels"]
+
+
+def guest(machine, path):
+    """What a configuration file says of the virtual machine."""
+    return tomlkit.parse(machine.read(path)).unwrap()["hypervisor"]["qemu"]
+
+
+GPU_KATA = "/etc/kata-containers/configuration-kata-gpu.toml"
+GPUS = "0000:04:00.0, 0000:84:00.0"
+
+
+def test_gpus_from_mode_to_pods_and_back(with_gpus, cluster):
+    with_gpus.config(gpu_mode="none").run()
+    before = with_gpus.node.tree("/etc"), with_gpus.node.tree("/sys")
+    with_gpus.config(gpu_mode="passthrough")
+    relate_cluster(with_gpus, cluster)
+    assert with_gpus.unit == (
+        "active",
+        f"Kata runtime available (3.32.0; kata, kata-gpu, untrusted); GPUs {GPUS} for sandboxes",
+    )
+    assert "runtimes.kata-gpu]" in with_gpus.file
+    assert labels(cluster)["katacontainers.io/kata-gpu"] == "true"
+    assert cluster.objects.stored["runtimeclasses"]["kata-gpu"]["handler"] == "kata-gpu"
+    made = guest(with_gpus.node, GPU_KATA)
+    assert (made["kernel"], made["default_memory"]) == ("/srv/vmlinuz", 8192)
+    assert (made["hot_plug_vfio"], made["cold_plug_vfio"]) == ("no-port", "root-port")
+    ordinary = guest(with_gpus.node, KATA)
+    assert (ordinary["default_memory"], ordinary["cold_plug_vfio"]) == (2048, "no-port")
+
+    with_gpus.config(gpu_mode="none").run()
+    assert with_gpus.unit == ("active", AVAILABLE)
+    after = with_gpus.node.tree("/etc"), with_gpus.node.tree("/sys")
+    del after[1]["/sys/bus/pci/drivers/vfio-pci/unbind"]  # a driver stays loaded
+    assert after == before
+    assert "katacontainers.io/kata-gpu" not in labels(cluster)
+    assert "kata-gpu" not in cluster.objects.stored["runtimeclasses"]
+
+
+def test_one_class_for_both_as_in_the_deploy_record(with_gpus):
+    with_gpus.config(gpu_runtime_class="kata").run()
+    assert with_gpus.unit[1].startswith(AVAILABLE)
+    assert guest(with_gpus.node, KATA)["default_memory"] == 8192
+    assert not with_gpus.node.exists(GPU_KATA)
+
+
+def test_trouble_with_one_gpu_takes_the_other_from_nobody(with_gpus, cluster):
+    relate_cluster(with_gpus, cluster)
+    machine = with_gpus.node
+    kept = with_gpus.file, machine.read(GPU_KATA)
+    # The driver of the host comes, and takes the one that somebody has unbound by hand.
+    machine._unbind("0000:84:00.0")
+    machine._bind("0000:84:00.0", "nvidia")
+    machine.process(812, "nvidia-persiste", "/dev/nvidia0")
+    restarts = with_gpus.containerd.restarts
+    with_gpus.run()
+    assert with_gpus.unit[0] == "blocked"
+    assert "0000:84:00.0 belongs to the host's driver nvidia, held by" in with_gpus.unit[1]
+    assert (with_gpus.file, machine.read(GPU_KATA)) == kept
+    assert with_gpus.containerd.restarts == restarts
+    assert labels(cluster)["katacontainers.io/kata-gpu"] == "true"
+
+
+def test_an_option_that_does_not_fit_leaves_the_handler_as_it_is(with_gpus, cluster):
+    relate_cluster(with_gpus, cluster)
+    kept = with_gpus.file, with_gpus.node.read(GPU_KATA)
+    with_gpus.config(gpu_plug="pci").run()
+    assert with_gpus.unit == (
+        "blocked",
+        "gpu-plug=pci: no bridge of Kata 3.32.0 has room for a large BAR; set gpu-plug=pcie or cold",
+    )
+    assert (with_gpus.file, with_gpus.node.read(GPU_KATA)) == kept
+    assert "katacontainers.io/kata-gpu" not in labels(cluster)  # no new pods until it is mended
+    with_gpus.config(gpu_plug="pcie").run()
+    made = guest(with_gpus.node, GPU_KATA)
+    assert (made["hot_plug_vfio"], made["pcie_root_port"]) == ("root-port", 3)
 
 
 # Going

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from kata import handlers, problems, settings
 from kata.configuration import custody, keys, overlay
@@ -52,6 +52,7 @@ def ensure(
     wanted: Iterable[handlers.Handler],
     options: settings.Settings,
     extras: Mapping[str, configuration_text.Extra] | None = None,
+    kept: Collection[str] = (),
 ) -> Outcome:
     """Write the configuration file of each handler; files of handlers that are gone go too.
 
@@ -63,6 +64,7 @@ def ensure(
         wanted: the handlers; those that share a file share a configuration.
         options: the charm's.
         extras: more settings, by the handler's name.
+        kept: names of handlers whose file stays as it is.
 
     Raises:
         Blocked: an option does not fit the release; then no file has changed.
@@ -73,6 +75,8 @@ def ensure(
     made: dict[str, str] = {}
     warnings: list[str] = []
     for path, handler in files.items():
+        if handler.name in kept:
+            continue
         extra = (extras or {}).get(handler.name, configuration_text.Extra())
         shipped = extra.shipped or installed.shipped(handler.hypervisor, handler.shim)
         source = _Source(installed, handler, options, extra, shipped)
@@ -88,6 +92,11 @@ def ensure(
     main = files.get(handlers.MAIN)
     linked = _link(node) if main and main.shim == "rust" else _unlink(node)
     return Outcome(bool(made) or any(gone) or linked, tuple(dict.fromkeys(warnings)))
+
+
+def is_ours(node: kata_node.Node, path: str) -> bool:
+    """Return whether a configuration file is there and was written by us."""
+    return custody.look(node, path) is not None
 
 
 def remove(node: kata_node.Node) -> bool:

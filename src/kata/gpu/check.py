@@ -138,12 +138,8 @@ def _device(
         scope=gpu.bdf,
         modes=(PASSTHROUGH,),
     )
-    loose = {
-        each.bdf: each.driver or "no driver"
-        for each in (gpu, *vfio.endpoints(found, [gpu]))
-        if each.driver != vfio.DRIVER and (each == gpu or each.driver not in vfio.HARMLESS)
-    }
-    listed = ", ".join(f"{bdf} ({driver})" for bdf, driver in loose.items())
+    loose = vfio.unbound(found, [gpu])
+    listed = ", ".join(f"{each.bdf} ({each.driver or 'no driver'})" for each in loose)
     yield Finding(
         f"bound to {vfio.DRIVER} with its IOMMU group",
         f"not {listed}" if loose else "yes",

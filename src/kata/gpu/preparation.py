@@ -1,14 +1,14 @@
 """The GPUs of a machine, made ready for sandboxes and given back.
 
 What the option gpu-mode asks of the machine itself; what it asks of Kata's configuration is in
-`gpu_configuration`.
+`configuration`.
 """
 
 import dataclasses
 import pathlib
 
 from kata import problems, settings
-from kata.gpu import configuration, iommu, pci, vfio, vgpu, vgpu_driver
+from kata.gpu import configuration, iommu, mdev, pci, vfio, vgpu, vgpu_driver
 from kata.machine import node as kata_node
 
 
@@ -54,6 +54,19 @@ def ensure_host(
     names = tuple(gpu.bdf for gpu in gpus)
     what = "vGPUs of" if wanted.gpu_mode == "vgpu" else ("GPUs" if len(gpus) > 1 else "GPU")
     return Outcome(changed, names, f"{what} {', '.join(names)} for sandboxes")
+
+
+def ready(node: kata_node.Node, wanted: settings.Settings) -> tuple[str, ...]:
+    """Return the addresses of the GPUs that sandboxes can have as the machine is now.
+
+    While something is wrong with one GPU, the others go on.
+    """
+    gpus, found = configuration.chosen(node, wanted), pci.functions(node)
+    if wanted.gpu_mode == "vgpu":
+        parents = {each.parent for each in mdev.instances(node)}
+        parents |= {each.virtual_of for each in found if each.bdf in parents and each.virtual_of}
+        return tuple(gpu.bdf for gpu in gpus if gpu.bdf in parents)
+    return tuple(gpu.bdf for gpu in gpus if not vfio.unbound(found, [gpu]))
 
 
 def undo(node: kata_node.Node) -> bool:
@@ -124,10 +137,8 @@ def _require_iommu(node: kata_node.Node, wanted: settings.Settings) -> None:
 
 
 def _require_bound(node: kata_node.Node, gpus: tuple[pci.Function, ...]) -> None:
-    for each in vfio.endpoints(pci.functions(node), gpus):
-        bound = each.driver == vfio.DRIVER
-        if not bound and (each in gpus or each.driver not in vfio.HARMLESS):
-            raise problems.Blocked(
-                f"{each.bdf} is bound to {each.driver or 'no driver'}, not {vfio.DRIVER}: bind "
-                "it, or set gpu-prepare-host=true"
-            )
+    for each in vfio.unbound(pci.functions(node), gpus):
+        raise problems.Blocked(
+            f"{each.bdf} is bound to {each.driver or 'no driver'}, not {vfio.DRIVER}: bind it, or "
+            "set gpu-prepare-host=true"
+        )

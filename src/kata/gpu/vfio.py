@@ -78,6 +78,18 @@ def endpoints(
     return tuple(each for each in found if each.group in groups and not each.is_bridge)
 
 
+def unbound(
+    found: Iterable[pci.Function], gpus: Iterable[pci.Function]
+) -> tuple[pci.Function, ...]:
+    """Return what keeps virtual machines from having the GPUs: functions with other drivers."""
+    gpus = tuple(gpus)
+    beside = (each for each in endpoints(found, gpus) if each not in gpus)
+    return (
+        *(each for each in gpus if each.driver != DRIVER),
+        *(each for each in beside if each.driver not in HARMLESS),
+    )
+
+
 def obstacles(
     node: kata_node.Node, found: Iterable[pci.Function], gpus: Iterable[pci.Function]
 ) -> tuple[str, ...]:
