@@ -104,7 +104,7 @@ def ensure(
     wanted = handlers.wanted(options, installed, found.release, gpus.overhead)
     extras = {each.name: gpus.extra for each in wanted if each.gpu and gpus.extra}
     kept = {each.name for each in wanted if each.gpu and not gpus.extra}
-    written = handler_files.ensure(node, installed, wanted, options, extras, kept)
+    written = handler_files.ensure(node, installed, wanted, options, extras, kept=kept)
     for warning in written.warnings:
         log.warning("%s", warning)
     installation.ensure_shim(node, installed, wanted[0].shim)

@@ -52,6 +52,7 @@ def ensure(
     wanted: Iterable[handlers.Handler],
     options: settings.Settings,
     extras: Mapping[str, configuration_text.Extra] | None = None,
+    *,
     kept: Collection[str] = (),
 ) -> Outcome:
     """Write the configuration file of each handler; files of handlers that are gone go too.
