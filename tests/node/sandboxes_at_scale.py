@@ -5,15 +5,17 @@
 
     python3 -m tests.node.sandboxes_at_scale 1000 -- python3 measure.py
 
+    with scale.standing(100, containerd=True) as beside:
+        beside.run("ctr", "-n", "k8s.io", "containers", "ls")
+
 A sandbox is a shim's process, a virtiofsd's and a hypervisor's with Kata's own command lines (each
 a real process that sleeps), a network namespace with `eth0`, `tap0_kata` held open by the
 hypervisor, both tc redirects, and a veth pair to a bridge, made by iproute2; containerd's task
 bundles with whole specifications; and the state files of the Go and the Rust shim, in turn. With
 `containerd` each is a pod and a container of a real containerd too, which its CRI plugin knows.
 
-The command runs it all in namespaces of its own (mount, pid, network), with an empty /run and
-layers over /opt and /var/lib: the machine sees nothing of it, and it is gone with the command that
-is given. A sandbox takes 50 ms to make, most of it for its network.
+The latter two run it all in namespaces of its own (mount, pid, network), with an empty /run and
+layers over /opt and /var/lib: the machine sees nothing of it, and it is gone at the end. A sandbox takes 50 ms to make, most of it for its network.
 """
 
 import argparse
@@ -30,7 +32,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tests.node import kata_state, pod_records
@@ -87,7 +89,7 @@ def lay_out(
 
 
 def remove(laid: Iterable[Laid]) -> None:
-    """Take sandboxes away again, processes first."""
+    """Take sandboxes away again, in the order in which they end."""
     for each in laid:
         for pid in each.pids:
             with contextlib.suppress(ProcessLookupError):
@@ -95,8 +97,8 @@ def remove(laid: Iterable[Laid]) -> None:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         for folder in (
-            *(f"{BUNDLES}/{each.id}", f"{BUNDLES}/{each.container}"),
             *(f"/run/vc/sbs/{each.id}", f"/run/vc/vm/{each.id}", f"/run/kata/{each.id}"),
+            *(f"{BUNDLES}/{each.container}", f"{BUNDLES}/{each.id}"),
         ):
             shutil.rmtree(folder, ignore_errors=True)
         if each.network:
@@ -133,36 +135,33 @@ def _start(words: Sequence[str], held: Sequence[int] = ()) -> int:
 
 
 def _lay(number: int, programs: dict[str, str], network: bool) -> Laid:
+    """Make one, in containerd's and Kata's order: bundles, shim, virtual machine, state."""
     sandbox, container = pod_records.identity(number)
     shim = ("go", "rust")[number % 2]
     cid = 3 + number
-    network_path = f"/var/run/netns/{pod_records.space(number)}" if network else ""
+    path = f"/var/run/netns/{pod_records.space(number)}" if network else ""
+    for name in (sandbox, container):
+        specification = pod_records.specification(number, name, path)
+        _write(f"{BUNDLES}/{name}/config.json", json.dumps(specification))
+        _write(f"{BUNDLES}/{name}/shim-binary-path", programs[shim])
+        _write(f"{BUNDLES}/{name}/address", f"unix:///run/containerd/s/{number:064x}")
+        os.makedirs(f"{BUNDLES}/{name}/rootfs", exist_ok=True)
     words = [programs[shim], "-namespace", "k8s.io", "-address", pod_records.CONTAINERD]
     shim_pid = _start([*words, "-publish-binary", "/usr/bin/containerd", "-id", sandbox])
     shared = f"/run/kata-containers/shared/sandboxes/{sandbox}/shared"
     daemon_pid = _start([programs["virtiofsd"], "--fd=3", "-o", f"source={shared}"])
-    command = kata_state.qemu(sandbox, cid)
-    with _inside(network_path) as tap:
-        pid = _start(command, [] if tap is None else [tap])
+    with _inside(path) as tap:
+        pid = _start(kata_state.qemu(sandbox, cid), [] if tap is None else [tap])
     if shim == "go":
-        state, place = kata_state.go(sandbox, pid, network_path), f"/run/vc/sbs/{sandbox}"
-        _write(f"{place}/persist.json", json.dumps(state, separators=(",", ":")))
         _write(f"/run/vc/vm/{sandbox}/pid", str(pid))
+        state = json.dumps(kata_state.go(sandbox, pid, path), separators=(",", ":"))
+        _write(f"/run/vc/sbs/{sandbox}/persist.json", state)
     else:
-        state, place = kata_state.rust(sandbox), f"/run/kata/{sandbox}"
-        _write(f"{place}/state.json", json.dumps(state, indent=2))
+        _write(f"/run/kata/{sandbox}/state.json", json.dumps(kata_state.rust(sandbox), indent=2))
     for name in (sandbox, container):
-        folder = f"{BUNDLES}/{name}"
-        _write(
-            f"{folder}/config.json",
-            json.dumps(pod_records.specification(number, name, network_path)),
-        )
-        _write(f"{folder}/shim-binary-path", programs[shim])
-        _write(f"{folder}/address", f"unix:///run/containerd/s/{number:064x}")
-        _write(f"{folder}/init.pid", str(shim_pid))
-        os.makedirs(f"{folder}/rootfs", exist_ok=True)
+        _write(f"{BUNDLES}/{name}/init.pid", str(shim_pid))
     return Laid(
-        *(sandbox, pod_records.pod(number), shim, shim_pid, pid, cid, network_path),
+        *(sandbox, pod_records.pod(number), shim, shim_pid, pid, cid, path),
         *(pod_records.address(number) if network else "", f"veth{number:08x}", container),
         (pid, daemon_pid, shim_pid),
     )
@@ -264,10 +263,48 @@ def alone(
         network: as of `lay_out`.
         containerd: run a containerd of its own, whose CRI plugin knows the sandboxes.
     """
+    return subprocess.run(_command(count, command, network, containerd), check=False).returncode
+
+
+class Beside:
+    """A place where sandboxes are; see `standing`."""
+
+    def __init__(self, pid: int, laid: list[Laid]):
+        self.laid = laid
+        self._enter = ["nsenter", f"--target={pid}", "--mount", "--net", "--pid"]
+
+    def run(self, *command: str) -> str:
+        """Run a command there, and return what it prints."""
+        done = subprocess.run(
+            [*self._enter, *command], stdout=subprocess.PIPE, text=True, check=True
+        )
+        return done.stdout
+
+
+@contextlib.contextmanager
+def standing(count: int, *, network: bool = True, containerd: bool = False) -> Iterator[Beside]:
+    """Give a place as of `alone` in which one command after the other can be run."""
+    words = _command(count, ["sh", "-c", "cat $LAID; read _"], network, containerd)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            laid = [Laid(**each) for each in json.loads(process.stdout.readline())]
+            (child,) = (
+                pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+                .read_text()
+                .split()
+            )
+            yield Beside(int(child), laid)
+        finally:
+            process.stdin.close()
+
+
+def _command(count: int, command: Sequence[str], network: bool, containerd: bool) -> list[str]:
     own = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     me = [sys.executable, "-m", "tests.node.sandboxes_at_scale", "--here", str(count)]
     options = [*([] if network else ["--no-network"]), *(["--containerd"] if containerd else [])]
-    return subprocess.run([*own, *me, *options, "--", *command], check=False).returncode
+    return [*own, *me, *options, "--", *command]
 
 
 def _here(count: int, command: Sequence[str], network: bool, containerd: bool) -> int:
@@ -288,7 +325,7 @@ def _here(count: int, command: Sequence[str], network: bool, containerd: bool) -
         server.wait()
         server = _containerd()
     laid = lay_out(count, network=network)
-    _write("/run/laid.json", json.dumps([each._asdict() for each in laid]))
+    _write("/run/laid.json", json.dumps([each._asdict() for each in laid]) + "\n")
     return subprocess.run(
         command, check=False, env={**os.environ, "LAID": "/run/laid.json"}
     ).returncode

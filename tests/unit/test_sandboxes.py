@@ -205,6 +205,48 @@ def test_a_task_that_comes_in_the_middle_is_whole(node, monkeypatch):
     assert (sandbox.title, sandbox.problems) == ("default/nginx", ())
 
 
+def in_a_moment(monkeypatch, happens):
+    monkeypatch.setattr(sandboxes.time, "sleep", lambda _: happens())
+
+
+def test_what_is_half_there_is_looked_at_again(node, monkeypatch):
+    tree.lay_go(node)
+    (pid,) = _hypervisors(node)
+    there, away = node.path(f"/proc/{pid}"), node.path("/proc/away")
+    there.rename(away)
+    in_a_moment(monkeypatch, lambda: away.rename(there))
+    assert only(node).problems == ()
+
+
+def test_what_ends_in_between_is_shown_as_it_was(node, monkeypatch):
+    tree.lay_go(node, 1)
+    tree.lay_go(node, 2, pod=("default", "dead"))
+    ending, dead = (_pid_of(node, number) for number in (1, 2))
+    shutil.rmtree(node.path(f"/proc/{dead}"))
+    in_a_moment(monkeypatch, lambda: shutil.rmtree(node.path(f"/proc/{ending}")))
+    found = {each.pod: each for each in sandboxes.find(node)}
+    assert found["dead"].problems == (sandboxes.NO_HYPERVISOR,)
+    assert (found["nginx"].vm.pid, found["nginx"].problems) == (ending, ())
+
+
+def test_what_has_gone_and_what_only_comes_are_left_out(node, monkeypatch):
+    tree.lay_go(node)
+    bundle = next(node.path("/run/containerd").rglob(ID))
+    (bundle / "config.json").unlink()
+
+    def happens():
+        shutil.rmtree(bundle)
+        shutil.rmtree(node.path("/proc"))
+        tree.lay_bundle(node, tree.sid(2), pod=("default", "coming"))
+
+    in_a_moment(monkeypatch, happens)
+    assert sandboxes.find(node) == ()
+
+
+def _pid_of(node, number):
+    return processes.find(node).hypervisors[tree.sid(number)].pid
+
+
 @pytest.mark.parametrize("gone", ["stat", "exe", "net", "ns"])
 def test_a_process_that_ends_while_it_is_looked_at(node, gone):
     tree.lay_go(node)

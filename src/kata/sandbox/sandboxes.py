@@ -1,11 +1,13 @@
 """Every Kata sandbox on the node, from containerd's task bundles, Kata's state and /proc.
 
 One pass, whatever their number, and containerd is not asked. A sandbox may come or go while it is
-looked at: one that is gone is left out, and one that is half there says what is wrong with it.
+looked at: one that is gone is left out, and one that is half there is looked at once more before
+it says what is wrong with it.
 """
 
 import dataclasses
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -22,6 +24,8 @@ RUST_STATE = "/run/kata"
 _SHORT = 32
 # This charm keeps each release in a folder of its own.
 _RELEASE = re.compile(r"/kata-releases/([^/]+)-[0-9a-f]{12}/")
+
+_MOMENT = 0.2  # seconds
 
 LEFT_BEHIND = "left behind: containerd has no task for it"
 NO_HYPERVISOR = "no hypervisor process"
@@ -94,21 +98,16 @@ def find(
         state: containerd's state folder.
         handlers: runtime handlers by sandbox id, as containerd's CRI knows them.
     """
-    seen = _look(node, state)
-    if any(bundles.path_of(node, state, name) for name in seen.strays):
-        seen = _look(node, state)  # one came in between
-    found: list[Sandbox] = []
-    for task, containers in seen.tasks:
-        sandbox = _sandbox(node, task, seen.shims.get(task.id), seen.running)
-        if sandbox.problems and (not _is_one(sandbox, task) or not node.exists(task.path)):
-            continue  # it ended in between
-        handler = (handlers or {}).get(task.id)
-        found.append(dataclasses.replace(sandbox, handler=handler, containers=containers))
-    taken = {sandbox.vm.pid for sandbox in found}
-    for name, vm in seen.strays.items():
-        if vm.pid not in taken and (usage := _usage(node, vm)):
-            found.append(Sandbox(name, vm=vm, usage=usage, problems=(LEFT_BEHIND,)))
-    return tuple(sorted(found, key=lambda each: (each.pod_namespace, each.pod, each.id)))
+    found = _found(node, state)
+    if any(sandbox.problems for sandbox in found.values()):
+        # What is about to start or to end is half there: what is wrong a moment later too counts.
+        time.sleep(_MOMENT)
+        found = _settled(found, _found(node, state))
+    named = (
+        dataclasses.replace(sandbox, handler=(handlers or {}).get(sandbox.id))
+        for sandbox in found.values()
+    )
+    return tuple(sorted(named, key=lambda each: (each.pod_namespace, each.pod, each.id)))
 
 
 def pick(found: Sequence[Sandbox], pod: str = "", sandbox: str = "") -> Sandbox:
@@ -143,6 +142,38 @@ def pick(found: Sequence[Sandbox], pod: str = "", sandbox: str = "") -> Sandbox:
             f"{asked}: {len(matching)} sandboxes fit ({several}); give sandbox="
         )
     return matching[0]
+
+
+_Key = tuple[str, str]  # containerd's namespace and the sandbox's id
+
+
+def _settled(before: Mapping[_Key, Sandbox], after: Mapping[_Key, Sandbox]) -> dict[_Key, Sandbox]:
+    """Return what is there after as before, each as it was when it was whole."""
+    settled: dict[_Key, Sandbox] = {}
+    for key, now in after.items():
+        earlier = before.get(key)
+        if not now.problems or (earlier and earlier.problems):
+            settled[key] = now
+        elif earlier:
+            settled[key] = earlier
+    return settled
+
+
+def _found(node: kata_node.Node, state: str) -> dict[_Key, Sandbox]:
+    seen = _look(node, state)
+    if any(bundles.path_of(node, state, name) for name in seen.strays):
+        seen = _look(node, state)  # one came in between
+    found: dict[_Key, Sandbox] = {}
+    for task, containers in seen.tasks:
+        sandbox = _sandbox(node, task, seen.shims.get(task.id), seen.running)
+        if sandbox.problems and (not _is_one(sandbox, task) or not node.exists(task.path)):
+            continue  # it ended in between
+        found[task.namespace, task.id] = dataclasses.replace(sandbox, containers=containers)
+    taken = {sandbox.vm.pid for sandbox in found.values()}
+    for name, vm in seen.strays.items():
+        if vm.pid not in taken and (usage := _usage(node, vm)):
+            found["", name] = Sandbox(name, vm=vm, usage=usage, problems=(LEFT_BEHIND,))
+    return found
 
 
 def _is_one(sandbox: Sandbox, task: bundles.Bundle) -> bool:
