@@ -219,8 +219,8 @@ class KataCharm(ops.CharmBase):
             log.warning("%s", problem)
             statuses.append(ops.BlockedStatus(str(problem)))
         except OSError as error:
-            log.exception("the machine refused")
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            log.warning("the machine refused: %s", what)
             statuses.append(ops.BlockedStatus(f"the machine refused: {what}"))
 
     def _on_collect_unit_status(self, event: ops.CollectStatusEvent) -> None:

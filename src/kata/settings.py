@@ -25,6 +25,8 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(=[0-9A-Za-z.+:~-]+)?")
 _QUANTITY = re.compile(r"([0-9]+(\.[0-9]+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _URL = re.compile(r"https?://[^\s\"'<>\\^`|]+")
+# A name and a password in an address: what would be shown in a status is read by many.
+_IN_CONFIDENCE = re.compile(r"//[^/\s]*@")
 _PLACEHOLDER = re.compile(r"\{(version|arch|name)\}")
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.@-]+")
 _ABSOLUTE = re.compile(r"(/[A-Za-z0-9_.@+:-]+)+")
@@ -38,7 +40,8 @@ class BadOption(problems.Blocked):
     """An option's value does not fit; the message names both and what would do."""
 
     def __init__(self, option: str, value: object, expected: str) -> None:
-        shown = repr(value) if len(repr(value)) <= 48 else f"{repr(value)[:44]}…"
+        shown = _IN_CONFIDENCE.sub("//…@", repr(value))
+        shown = shown if len(shown) <= 48 else f"{shown[:44]}…"
         super().__init__(f"option {option}={shown}: expected {expected}; set it with juju config")
         self.option = option
 
@@ -95,6 +98,8 @@ def _url(value: str) -> str:
     value = value.strip()
     plain = _PLACEHOLDER.sub("x", value)
     if value and (not _URL.fullmatch(plain) or set(plain) & set("{}")):
+        raise ValueError
+    if _IN_CONFIDENCE.search(plain):  # which no request of ours would use
         raise ValueError
     return value
 
@@ -154,7 +159,9 @@ OPTIONS: Mapping[str, _Option] = {
     "shim": _Option(str, _one_of("auto", "go", "rust"), "auto, go or rust"),
     "hypervisor": _Option(str, _one_of(*HYPERVISORS), "one of " + ", ".join(HYPERVISORS)),
     "archive-url": _Option(
-        str, _url, "an http or https address; {version}, {arch} and {name} are filled in"
+        str,
+        _url,
+        "an http or https address without a password; {version}, {arch} and {name} are filled in",
     ),
     "archive-sha256": _Option(
         str, _matching(_SHA256, also=("",)), "64 lowercase hexadecimal digits, or nothing"

@@ -77,6 +77,7 @@ REFUSED = [
     ("archive-url", "https://mirror.example/{name"),
     ("archive-url", "https://mirror.example/a b"),
     ("archive-url", "http://mirror.example/{name}"),
+    ("archive-url", "https://me:secret@mirror.example/{name}"),
     ("archive-sha256", "A" * 64),
     ("archive-sha256", "a" * 63),
     ("package-source", "deb https://a ./\ndeb https://b ./"),

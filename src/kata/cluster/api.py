@@ -87,7 +87,8 @@ class Server:
         status, body = self._exchange(target)
         with contextlib.suppress(ValueError, RecursionError):
             said = json.loads(body)
-            if status == http.HTTPStatus.OK and isinstance(said, dict):
+            fits = isinstance(said, dict) and mapping(said).get("kind") != "Status"
+            if status == http.HTTPStatus.OK and fits:
                 return cast("Manifest", said)
             # An API that the server does not have at all is not found either, but has no name.
             if status == http.HTTPStatus.NOT_FOUND and mapping(said, "details").get("name"):
