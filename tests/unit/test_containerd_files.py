@@ -207,3 +207,31 @@ class TestReading:
         assert containerd_files.value(files, "state") == "/b"
         assert containerd_files.value(files, "grpc", "address") == "/g"
         assert containerd_files.listed(files, "disabled_plugins") == ["x", "cri"]
+
+
+# Found by fuzzing
+
+
+def test_a_file_of_former_days_that_broke_is_named(node):
+    old = "/etc/containerd/old.toml"
+    broken = "[# kata charm: begin, the charm keeps this part up"
+    with pytest.raises(toml_statements.Malformed) as caught:
+        plan(node, {MAIN: "", old: broken}, R1_7, touched=[old])
+    assert caught.value.path == old
+
+
+@pytest.mark.parametrize("pattern", ["/x/[z-a]*", "/x/\\u0000*", "/x/\\ud800*", "/x/\\u0000"])
+def test_a_pattern_that_nothing_can_match_matches_nothing(node, pattern):
+    text = f'version = 2\nimports = ["{pattern}"]\n'
+    files = containerd_files.read(MAIN, laid(node, text))
+    assert [each.path for each in files] == [MAIN]
+
+
+def test_a_version_that_is_beyond_all_bounds_is_none(node):
+    (file,) = containerd_files.read(MAIN, laid(node, f"version = {'9' * 5000}\n"))
+    assert file.version == 0
+
+
+def laid(node, text):
+    node.lay({MAIN: text, "/x/a.toml": ""})
+    return node

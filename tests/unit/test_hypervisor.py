@@ -186,3 +186,9 @@ def test_a_state_file_cut_anywhere_is_read_without_a_fault(cut):
 def test_one_description_completes_another():
     line, state = hypervisor.Vm(vcpus=1, kernel="/k"), hypervisor.Vm(vcpus=4, image="/i")
     assert line.completed(state) == hypervisor.Vm(vcpus=1, kernel="/k", image="/i")
+
+
+@pytest.mark.parametrize("option", ["-smp", "-m"])
+def test_a_number_beyond_all_bounds_is_none(option):
+    vm = hypervisor.read_command_line(["qemu", "-name", "sandbox-a", option, "9" * 5000])
+    assert (vm.vcpus, vm.memory) == (None, None)

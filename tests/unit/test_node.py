@@ -132,3 +132,15 @@ def test_a_move_keeps_what_is_moved_and_overwrites_nothing(node):
     with pytest.raises(problems.Blocked, match="/etc/c is in the way of /etc/b"):
         node.move("/etc/b", "/etc/c")
     assert node.tree("/etc") == {"/etc/b": "theirs", "/etc/c": "other"}
+
+
+@pytest.mark.parametrize("name", ["/etc/a\0b", "/etc/\ud800"])
+def test_a_name_that_no_file_can_have_is_no_file(node, name):
+    assert node.read(name) is None
+    assert node.names(name) == []
+
+
+def test_a_word_that_no_program_can_be_given_is_a_failure_like_others(tmp_path):
+    ran = kata_node.Node(tmp_path).run("echo", "a\0b", check=False)
+    assert not ran.ok
+    assert "null" in ran.words

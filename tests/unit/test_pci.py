@@ -96,3 +96,9 @@ def test_a_machine_without_pci_has_no_functions(node):
 )
 def test_sizes_are_written_as_lspci_does(size, expected):
     assert pci.size_words(size) == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "0x1\n", "0x0 0x1\n", "a b c d\n", "-\n", "\udcff\n"])
+def test_regions_that_cannot_be_read_are_none(machine, text):
+    machine.lay({"/sys/devices/0000:04:00.0/resource": text})
+    assert one(machine, "0000:04:00.0").bars == ()

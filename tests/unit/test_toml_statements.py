@@ -78,6 +78,7 @@ def test_lines_of_statements_leave_out_comments_and_blanks():
         ('"""\na\\\n   b"""', "ab"),
         ("'''\r\na\\b'''", "a\\b"),
         ('""', ""),
+        (r'"\ud800 \UFFFFFFFF"', r"\ud800 \UFFFFFFFF"),  # neither stands for a letter
         ("1", "1"),
     ],
 )

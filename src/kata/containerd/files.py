@@ -96,7 +96,7 @@ class File(NamedTuple):
     def version(self) -> int:
         """The schema version that the file claims; 0 when it claims none."""
         written = self.values.get(("version",), "0").replace("_", "").lstrip("+")
-        return int(written) if written.isdecimal() else 0
+        return int(written) if written.isdecimal() and len(written) < 10 else 0
 
 
 def read(main: str, disk: Disk) -> tuple[File, ...]:
@@ -178,11 +178,15 @@ def plan(
     now = {file.path: file.text for file in read(main, disk)}
     texts = {path: text for path in touched if (text := disk.read(path)) is not None}
     texts.update(now)
-    ours = {path for path, text in texts.items() if config.is_ours_alone(text)}
-    bare: dict[str, str | None] = {
-        path: None if path in ours else config.restore(text, wanted.known)
-        for path, text in texts.items()
-    }
+    bare: dict[str, str | None] = {}
+    for path, text in texts.items():
+        try:
+            is_ours = config.is_ours_alone(text)
+            bare[path] = None if is_ours else config.restore(text, wanted.known)
+        except toml_statements.Malformed as error:
+            error.path = path
+            raise
+    ours = {path for path, text in bare.items() if text is None}
     desired = dict(bare)
     if disk.read(main) is None:
         desired[main] = None
@@ -294,6 +298,7 @@ def _file(name: str, text: str) -> File:
 
 # Go's path/filepath.Match: unlike a shell, a star takes a leading dot too.
 _META = re.compile(r"[*?\[\\]")
+_NOTHING = re.compile(r"(?!)")
 _GLOB = re.compile(r"\*|\?|\[(\^?)((?:\\.|[^\]\\])+)\]|\\(.)|(.)", re.DOTALL)
 
 
@@ -318,4 +323,7 @@ def _regex(pattern: str) -> re.Pattern[str]:
             return "[" + match[1] + match[2].replace("[", r"\[") + "]"
         return re.escape(match[3] or match[4])
 
-    return re.compile(_GLOB.sub(part, pattern), re.DOTALL)
+    try:
+        return re.compile(_GLOB.sub(part, pattern), re.DOTALL)
+    except re.error:  # such as [z-a], for which containerd does not start
+        return _NOTHING

@@ -210,7 +210,9 @@ def _unescape(inner: str) -> str:
     def replaced(match: re.Match[str]) -> str:
         code = match[1] or match[2]
         if code:
-            return chr(int(code, 16)) if int(code, 16) <= 0x10FFFF else match[0]
+            number = int(code, 16)
+            is_letter = number <= 0x10FFFF and not 0xD800 <= number < 0xE000
+            return chr(number) if is_letter else match[0]
         return _ESCAPES.get(match[3], match[0]) if match[3] else ""
 
     return _ESCAPE.sub(replaced, inner) if "\\" in inner else inner

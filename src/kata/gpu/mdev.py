@@ -11,6 +11,7 @@ import os
 import pathlib
 import time
 
+from kata.gpu import pci
 from kata.machine import node as kata_node
 
 BUS = "/sys/class/mdev_bus"
@@ -58,7 +59,7 @@ def types(node: kata_node.Node) -> tuple[Type, ...]:
                 parent=parent,
                 id=folder.name,
                 name=attribute("name"),
-                available=int(attribute("available_instances") or 0),
+                available=pci.number(attribute("available_instances")),
                 description=attribute("description"),
             )
         )

@@ -154,6 +154,14 @@ def known_names(node: kata_node.Node, wanted: Iterable[Function]) -> dict[str, s
     return known
 
 
+def number(text: str, base: int = 10) -> int:
+    """Return a number as a driver shows it; 0 for what is none."""
+    try:
+        return int(text, base)
+    except ValueError:
+        return 0
+
+
 def size_words(size: int) -> str:
     """Return a size in bytes as lspci writes it: 16G, 32M, 4K."""
     for unit in ("", "K", "M", "G"):
@@ -192,8 +200,8 @@ def _read(node: kata_node.Node, bdf: str) -> Function | None:
         bars=_bars(attribute("resource")),
         boot_vga=attribute("boot_vga") == "1",
         virtual_of=link("physfn"),
-        virtual_total=int(attribute("sriov_totalvfs") or 0),
-        virtual_enabled=int(attribute("sriov_numvfs") or 0),
+        virtual_total=number(attribute("sriov_totalvfs")),
+        virtual_enabled=number(attribute("sriov_numvfs")),
     )
 
 
@@ -201,7 +209,7 @@ def _bars(resource: str) -> tuple[Bar, ...]:
     """Read a `resource` file: start, end and flags a line (Linux, drivers/pci/pci-sysfs.c)."""
     bars: list[Bar] = []
     for index, line in enumerate(resource.splitlines()[:_BARS]):
-        start, end, flags = (int(word, 16) for word in line.split())
+        start, end, flags = ([number(word, 16) for word in line.split()] + [0, 0, 0])[:3]
         if flags & _MEMORY and end > start:
             bars.append(
                 Bar(

@@ -53,6 +53,6 @@ def _look(kind: str, path: bytes) -> bytes:
         if kind == "stat":
             known = os.stat(path)
             return b"%d %d %d" % (known.st_mtime_ns, known.st_size, known.st_ino)
-    except OSError:
+    except (OSError, ValueError):  # the latter for a name that no file can have
         return _NONE
     raise ValueError(kind)

@@ -78,20 +78,20 @@ class Node:
         return self.path(path).exists()
 
     def read(self, path: str | os.PathLike[str]) -> str | None:
-        """Return a file's text, or None where there is no such file.
+        """Return a file's text, or None where there is no such file, or can be none of that name.
 
         Bytes that are not UTF-8 survive a round trip through `write` unchanged.
         """
         try:
             return self.path(path).read_bytes().decode("utf-8", "surrogateescape")
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
             return None
 
     def names(self, path: str | os.PathLike[str]) -> list[str]:
         """Return the names in a folder, sorted; none where there is no such folder."""
         try:
             return sorted(os.listdir(self.path(path)))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return []
 
     def write(self, path: str | os.PathLike[str], text: str, mode: int = 0o644) -> bool:
@@ -273,6 +273,8 @@ class Node:
             ran = Ran(124, _text(error.stdout), f"{_text(error.stderr)}\n{late}")
         except OSError as error:
             ran = Ran(127, "", os.strerror(error.errno) if error.errno else str(error))
+        except ValueError as error:  # a word that has a NUL in it, or can be none in this encoding
+            ran = Ran(127, "", str(error))
         if check and not ran.ok:
             raise CommandFailed(argv, ran)
         return ran

@@ -176,11 +176,11 @@ def _first_named(values: Sequence[str], name: str) -> str:
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _mebibytes(text: str) -> int | None:
-    size = re.fullmatch(r"([0-9]+)([KMGT]?)", text.upper())
+    size = re.fullmatch(r"([0-9]{1,18})([KMGT]?)", text.upper())
     # QEMU counts -m without a unit in MiB.
     return int(int(size[1]) * _SIZES[size[2] or "M"]) if size else None
 
