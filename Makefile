@@ -16,6 +16,7 @@ demo: set-up ## Show the charm at work on a throwaway node
 
 test: set-up ## Format, lint, types, unit and functional tests
 	@$(TOX) -e lint,unit,functional
+	@$(TOX) -e integration -- --collect-only --quiet
 
 format lint unit functional integration: set-up ## One part of it
 	@$(TOX) -e $@
