@@ -3,7 +3,7 @@ TOX = .cache/tools/bin/tox --quiet run
 export TOX_WORK_DIR = .cache/tox
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo test format lint unit functional integration reference docs lock pin-release clean
+.PHONY: help set-up demo test format lint unit functional integration reference docs audit sbom fuzz lock pin-release clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -26,6 +26,15 @@ reference: set-up ## Write the reference pages from charmcraft.yaml
 
 docs: set-up ## Build the documentation as a site, below site/
 	@$(TOX) -e docs
+
+audit: set-up ## Ask for known faults of what the charm is packed with (needs the internet)
+	@$(TOX) -e audit
+
+sbom: set-up ## Write its bill of materials: kata.cdx.json
+	@$(TOX) -e sbom
+
+fuzz: set-up ## Fuzz a hundred times as long as the unit tests do; KATA_FUZZ=1000 for longer
+	@KATA_FUZZ=$${KATA_FUZZ:-100} $(TOX) -e fuzz
 
 lock: set-up ## Write the lock files anew from pyproject.toml
 	@tools/lock
