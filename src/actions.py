@@ -76,13 +76,13 @@ class SandboxActions(ops.Object):
             options = settings.read(self._charm.config)
             sandbox = self._picked(options, event)
             net = network.look(self._node, sandbox.id, sandbox.network)
-            data = sandbox_report.data(sandbox) | {"network": dataclasses.asdict(net)}
+            more = {"kernel_parameters": sandbox.vm.parameters, "network": dataclasses.asdict(net)}
             self._set(
                 event,
                 {
                     "picture": picture.draw(sandbox, net),
                     "mermaid": picture.mermaid(sandbox, net),
-                    "sandbox": data,
+                    "sandbox": sandbox_report.data(sandbox) | more,
                 },
             )
 

@@ -44,6 +44,7 @@ def test_qemu_of_kata_1_as_in_the_deploy_record():
         type="pc",
         kernel="/usr/share/kata-containers/vmlinuz-5.4.60.91-52.container",
         image="/usr/share/kata-containers/image.img",
+        parameters="quiet panic=1",
         vcpus=1,
         memory=2048,
         cid=751925852,

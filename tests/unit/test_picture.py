@@ -10,9 +10,15 @@ from kata.sandbox import hypervisor, network, picture, processes
 from kata.sandbox.network import Link
 from kata.sandbox.sandboxes import Container, Sandbox
 
-ETH0 = Link(2, "eth0", "veth", "f6:45", peer=4, redirects=(3,), addresses=("10.1.39.154/24",))
-TAP0 = Link(3, "tap0_kata", "tun", redirects=(2,))
-VETH = Link(4, "vethfaabff91", "veth", peer=2, master=7)
+ETH0 = Link(
+    *(2, "eth0", "veth", "f6:45"),
+    mtu=1450,
+    peer=4,
+    redirects=(3,),
+    addresses=("10.1.39.154/24",),
+)
+TAP0 = Link(3, "tap0_kata", "tun", mtu=1450, redirects=(2,))
+VETH = Link(4, "vethfaabff91", "veth", mtu=1450, peer=2, master=7)
 CNI0 = Link(7, "cni0", "bridge", addresses=("10.1.39.1/24",))
 SANDBOX = Sandbox(
     "604b217ec06a75823965475124491685b2a5a721ef6da13904188d2204b607bf",
@@ -57,13 +63,13 @@ DRAWN = """\
 └──────┬───────────────────────────────────────────────────────────────────────┘
        │ network card f6:45:6e:18:f8:36
 ┌──────┴ network namespace cni-42d0400b-c2c9-f365-0497-3f170429a55f ───────────┐
-│ tap0_kata (tun 3)                                                            │
+│ tap0_kata (tun 3, mtu 1450)                                                  │
 │      │ ↓ tc redirect to eth0                                                 │
 │      │ ↑ tc redirect to tap0_kata                                            │
-│ eth0 (veth 2) 10.1.39.154/24                                                 │
+│ eth0 (veth 2, mtu 1450) 10.1.39.154/24                                       │
 └──────┬───────────────────────────────────────────────────────────────────────┘
        │ veth pair
-  vethfaabff91 (veth 4)
+  vethfaabff91 (veth 4, mtu 1450)
        │ port of
   cni0 (bridge 7) 10.1.39.1/24, network cbr0"""
 
@@ -93,7 +99,7 @@ def test_the_deploy_records_sandbox():
         ((ETH0,), (VETH, CNI0), ["✗ tap of the virtual machine not found"]),
         ((ETH0, TAP0), (), ["✗ other end on the host not found"]),
         ((TAP0,), (), ["✗ device of the pod not found"]),
-        ((ETH0, TAP0), (change(VETH, up=False), CNI0), ["vethfaabff91 (veth 4, down)"]),
+        ((ETH0, TAP0), (change(VETH, up=False), CNI0), ["vethfaabff91 (veth 4, mtu 1450, down)"]),
         ((ETH0, TAP0), (change(VETH, name="cali1", master=None),), ["Calico, network cbr0"]),
         ((ETH0, TAP0), (change(VETH, master=None),), ["the CNI plugin, network cbr0"]),
         ((ETH0, change(TAP0, kind="macvtap", peer=2)), (VETH, CNI0), ["macvtap on top of"]),

@@ -144,6 +144,7 @@ def test_inspect_sandbox(run, machine, monkeypatch):
     data = json.loads(results["sandbox"])
     assert data["network"]["ways"][0]["tap"]["name"] == "tap0_kata"
     assert data["hypervisor"] == "qemu"
+    assert data["kernel_parameters"] == "quiet panic=1"
 
 
 def test_inspect_sandbox_by_the_beginning_of_an_id(run, machine):

@@ -25,6 +25,7 @@ class Vm:
         kernel: path of the guest kernel on the host.
         image: path of the guest's root image.
         initrd: path of the guest's initrd, in place of an image.
+        parameters: the guest kernel's command line, as the hypervisor was given it.
         vcpus: how many it has, hot-plugged ones included where they are known.
         memory: MiB, hot-plugged memory included where it is known.
         cid: vsock context id of the guest, where the host's kernel carries its vsock.
@@ -41,6 +42,7 @@ class Vm:
     kernel: str = ""
     image: str = ""
     initrd: str = ""
+    parameters: str = ""
     vcpus: int | None = None
     memory: int | None = None
     cid: int | None = None
@@ -86,7 +88,7 @@ def _qemu(words: Sequence[str]) -> Vm:
     first = dict(reversed(options))  # the first of each name
     name = _head(first.get("name", ""))
     devices = [value for option, value in options if option == "device"]
-    append = first.get("append", "").split()
+    append = first.get("append", "")
     return Vm(
         hypervisor="qemu",
         sandbox=name.removeprefix("sandbox-") if name.startswith("sandbox-") else "",
@@ -95,11 +97,12 @@ def _qemu(words: Sequence[str]) -> Vm:
         kernel=first.get("kernel", ""),
         image=_qemu_image(options, devices),
         initrd=first.get("initrd", ""),
+        parameters=append,
         vcpus=_number(_named(first.get("smp", ""), "cpus") or _head(first.get("smp", ""))),
         memory=_mebibytes(_named(first.get("m", ""), "size") or _head(first.get("m", ""))),
         cid=_number(_first_named(devices, "guest-cid")),
         mac=_first_named(devices, "mac"),
-        console=_console(append) or "none",
+        console=_console(append.split()) or "none",
     )
 
 

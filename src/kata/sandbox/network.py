@@ -51,6 +51,7 @@ class Link:
         mac: its hardware address.
         up: whether it is switched on.
         carrier: whether something holds its other end.
+        mtu: bytes of the largest packet.
         peer: number of the device at its other end or below it, in whatever namespace.
         master: number of the bridge that it is a port of.
         addresses: with prefix lengths, IPv4 first, without link-local ones.
@@ -63,6 +64,7 @@ class Link:
     mac: str = ""
     up: bool = True
     carrier: bool = True
+    mtu: int | None = None
     peer: int | None = None
     master: int | None = None
     addresses: tuple[str, ...] = ()
@@ -239,6 +241,7 @@ def _links(route: Any, index: int | None = None) -> Iterator[Link]:
             mac=each.get("address") or "",
             up=bool(each["flags"] & _UP),
             carrier=each.get("carrier") != 0,
+            mtu=each.get("mtu"),
             peer=each.get("link"),
             master=each.get("master"),
             addresses=tuple(sorted(addresses.get(number, []), key=lambda a: ":" in a)),

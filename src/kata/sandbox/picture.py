@@ -93,7 +93,7 @@ def _host(way: Way, net: Network) -> Iterator[str]:
 def _device(link: Link | None, wanted: str) -> str:
     if link is None:
         return f"{MISSING} {wanted} not found"
-    state = "" if link.up else ", down"
+    state = (f", mtu {link.mtu}" if link.mtu else "") + ("" if link.up else ", down")
     addresses = f" {', '.join(link.addresses)}" if link.addresses else ""
     return f"{plain(link.name)} ({link.kind or 'device'} {link.index}{state}){addresses}"
 
