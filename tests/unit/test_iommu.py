@@ -1,6 +1,7 @@
 """The IOMMU: as it is, and as it will be after the next boot."""
 
 import gzip
+import re
 
 import pytest
 
@@ -98,6 +99,22 @@ def test_options_that_were_folded_into_others(options, missing):
     assert iommu.missing_options(options, iommu.FOR_VGPU) == missing
 
 
+def update_grub(machine):
+    """Have update-grub read the files as the real one does: /etc/default/grub, then its folder."""
+
+    def update(_):
+        words = ""
+        names = [f"/etc/default/grub.d/{name}" for name in machine.names("/etc/default/grub.d")]
+        for path in ("/etc/default/grub", *(each for each in names if each.endswith(".cfg"))):
+            for value in re.findall(
+                r'^GRUB_CMDLINE_LINUX="(.*)"$', machine.read(path), re.MULTILINE
+            ):
+                words = value.replace("${GRUB_CMDLINE_LINUX}", words)
+        machine.lay({"/boot/grub/grub.cfg": f"linux /vmlinuz root=/dev/sda1 {words}\n"})
+
+    machine.on("update-grub", effect=update)
+
+
 def test_the_next_boot_gets_the_word(machine):
     assert iommu.ensure_next_boot(machine, "intel_iommu=on")
     assert machine.read(GRUB).splitlines()[1] == (
@@ -116,7 +133,9 @@ def test_and_gets_it_once(machine):
 def test_an_attempt_that_was_cut_short_is_finished(machine):
     iommu.ensure_next_boot(machine, "intel_iommu=on")
     machine.lay({"/boot/grub/grub.cfg": "linux /vmlinuz root=/dev/sda1\n"})
+    update_grub(machine)
     assert iommu.ensure_next_boot(machine, "intel_iommu=on")
+    assert "intel_iommu=on" in machine.read("/boot/grub/grub.cfg")
     assert machine.ran == ["update-grub", "update-grub"]
 
 
@@ -135,6 +154,39 @@ def test_another_boot_loader_is_left_to_the_operator(machine):
     with pytest.raises(problems.Blocked, match=r"not GRUB: add intel_iommu=on"):
         iommu.ensure_next_boot(machine, "intel_iommu=on")
     assert machine.tree() == before
+
+
+def test_a_cloud_images_own_file_does_not_undo_it(machine):
+    machine.lay(
+        {"/etc/default/grub.d/50-cloudimg-settings.cfg": 'GRUB_CMDLINE_LINUX="console=x"\n'}
+    )
+    update_grub(machine)
+    iommu.ensure_next_boot(machine, "intel_iommu=on")
+    assert machine.read("/boot/grub/grub.cfg").split()[-2:] == ["console=x", "intel_iommu=on"]
+    assert not iommu.ensure_next_boot(machine, "intel_iommu=on")
+    assert iommu.forget_next_boot(machine)
+    assert "iommu" not in machine.read("/boot/grub/grub.cfg")
+
+
+def test_a_file_that_overrides_ours_is_named(machine):
+    machine.lay({"/etc/default/grub.d/99-site.cfg": 'GRUB_CMDLINE_LINUX="quiet"\n'})
+    update_grub(machine)
+    with pytest.raises(
+        problems.Blocked, match=r"99-site\.cfg in /etc/default/grub\.d overrides it"
+    ):
+        iommu.ensure_next_boot(machine, "intel_iommu=on")
+    assert not machine.exists(GRUB)
+
+
+def test_what_was_cut_short_on_the_way_back_is_finished(machine):
+    iommu.ensure_next_boot(machine, "intel_iommu=on")
+    machine.on("update-grub", err="no space left", status=1)
+    with pytest.raises(problems.Blocked, match="no space left"):
+        iommu.forget_next_boot(machine)
+    assert "intel_iommu" not in machine.read(GRUB)
+    machine.on("update-grub")
+    assert iommu.forget_next_boot(machine)
+    assert not iommu.forget_next_boot(machine)
 
 
 def test_taking_it_back(machine):

@@ -11,8 +11,8 @@ from kata.machine import node as kata_node
 
 GROUPS = "/sys/kernel/iommu_groups"
 UNITS = "/sys/class/iommu"
-# update-grub reads the files of this folder after /etc/default/grub, on Debian and Ubuntu. The
-# provisioner of MAAS writes one named 50-…: ours comes after it.
+# update-grub reads the files of this folder after /etc/default/grub, on Debian and Ubuntu. Cloud
+# images and the provisioner of MAAS have one named 50-…: ours comes after it.
 GRUB_FOLDER = "/etc/default/grub.d"
 GRUB_FILE = f"{GRUB_FOLDER}/90-kata-charm-iommu.cfg"
 GRUB_RESULT = "/boot/grub/grub.cfg"
@@ -137,23 +137,47 @@ def ensure_next_boot(node: kata_node.Node, parameter: str) -> bool:
     )
     changed = node.write(GRUB_FILE, text)
     # An earlier attempt may have ended between the file and the command.
-    if changed or parameter not in (node.read(GRUB_RESULT) or ""):
-        ran = node.run("update-grub", check=False, timeout=300)
-        if not ran.ok:
-            node.remove(GRUB_FILE)
-            raise problems.Blocked(
-                f"update-grub: {ran.words}; mend it, or set {parameter} by hand"
-            )
-        return True
-    return False
+    if not changed and parameter in (node.read(GRUB_RESULT) or ""):
+        return False
+    ran = node.run("update-grub", check=False, timeout=300)
+    trouble = "" if ran.ok else ran.words
+    if ran.ok and parameter not in (node.read(GRUB_RESULT) or parameter):
+        trouble = f"{parameter} did not get into {GRUB_RESULT}{_overriding(node)}"
+    if trouble:
+        node.remove(GRUB_FILE)
+        raise problems.Blocked(f"update-grub: {trouble}; mend it, or set {parameter} by hand")
+    return True
 
 
 def forget_next_boot(node: kata_node.Node) -> bool:
-    """Take our word off the command line of the boots to come; return True if it was there."""
-    if not node.remove(GRUB_FILE):
+    """Take our word off the command line of the boots to come; return True if it was there.
+
+    Raises:
+        Blocked: the boot loader does not take the change.
+    """
+    if not node.exists(GRUB_FILE):
         return False
-    node.run("update-grub", check=False, timeout=300)
-    return True
+    # The file goes last: while it is there, it is known that something is left to do.
+    node.write(GRUB_FILE, "# Written by the kata charm, which is about to remove it.\n")
+    ran = node.run("update-grub", check=False, timeout=300)
+    if not ran.ok and ran.status != 127:  # there is such a command
+        raise problems.Blocked(f"update-grub: {ran.words}; mend it")
+    return node.remove(GRUB_FILE)
+
+
+def _overriding(node: kata_node.Node) -> str:
+    """Name the files that are read after ours and set what it adds to."""
+    ours = GRUB_FILE.rpartition("/")[2]
+    later = [
+        name
+        for name in node.names(GRUB_FOLDER)
+        if name.endswith(".cfg")
+        and name > ours
+        and re.search(
+            r"^\s*GRUB_CMDLINE_LINUX=", node.read(f"{GRUB_FOLDER}/{name}") or "", re.MULTILINE
+        )
+    ]
+    return f": {', '.join(later)} in {GRUB_FOLDER} overrides it" if later else ""
 
 
 def _cpu_vendor(node: kata_node.Node) -> str:
