@@ -31,7 +31,8 @@ _PLACEHOLDER = re.compile(r"\{(version|arch|name)\}")
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.@-]+")
 _ABSOLUTE = re.compile(r"(/[A-Za-z0-9_.@+:-]+)+")
 _ANNOTATION = re.compile(r"[A-Za-z0-9_.*+?()|\[\]^$-]+")
-_BDF = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-1][0-9a-f]\.[0-7]")
+_SHORT_BDF = re.compile(r"[0-9a-f]{2}:[0-1][0-9a-f]\.[0-7]")
+_BDF = re.compile(rf"[0-9a-f]{{4,8}}:{_SHORT_BDF.pattern}")
 _PCI_IDS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
 _VGPU_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}")
 
@@ -122,12 +123,14 @@ def _class_name(value: str) -> str:
 
 
 def _gpu_devices(value: str) -> tuple[str, ...]:
-    words = _words(re.compile(r"all|\S+"))(value.lower())
-    if not words or (len(words) > 1 and "all" in words):
+    words = _words(re.compile(r"\S+"))(value.lower())
+    if words == ("all",):
+        return words
+    # lspci leaves the domain out where there is only one.
+    named = [f"0000:{word}" if _SHORT_BDF.fullmatch(word) else word for word in words]
+    if not named or not all(_BDF.fullmatch(w) or _PCI_IDS.fullmatch(w) for w in named):
         raise ValueError
-    if words != ("all",) and not all(_BDF.fullmatch(w) or _PCI_IDS.fullmatch(w) for w in words):
-        raise ValueError
-    return words
+    return tuple(dict.fromkeys(named))
 
 
 def _text(value: str) -> str:

@@ -60,6 +60,7 @@ def test_an_io_region_is_none_that_counts(tmp_path):
         (("10de:15f8",), ["0000:04:00.0", "0000:84:00.0"]),
         (("10de:22ba",), ["0000:04:00.1"]),
         (("0000:aa:00.0", "10de:ffff"), []),
+        (("0000:00:02.0", "8086:6f02"), []),  # a bridge is nobody's to give
     ],
 )
 def test_which_functions_gpu_devices_names(machine, devices, expected):
@@ -70,7 +71,11 @@ def test_a_virtual_function_is_no_gpu_of_its_own(tmp_path):
     machine = cards.Machine(tmp_path)
     machine.card("0000:65:00.0", ids="10de:20f1", sriov=(16, 2))
     machine.card("0000:65:00.4", ids="10de:20f1", physfn="0000:65:00.0")
-    (gpu,) = pci.chosen(pci.functions(machine), ("all",))
+    for devices in (("all",), ("10de:20f1",), ("0000:65:00.0",)):
+        (gpu,) = pci.chosen(pci.functions(machine), devices)
+        assert gpu.bdf == "0000:65:00.0"
+    (named,) = pci.chosen(pci.functions(machine), ("0000:65:00.4",))
+    assert named.virtual_of == gpu.bdf
     assert (gpu.bdf, gpu.virtual_total, gpu.virtual_enabled) == ("0000:65:00.0", 16, 2)
 
 

@@ -56,6 +56,8 @@ TAKEN = [
     ("containerd-config", "/etc/containerd/config.toml", None),
     ("containerd-service", "snap.k8s.containerd.service", None),
     ("gpu-devices", "0000:04:00.0, 10DE:15F8", ("0000:04:00.0", "10de:15f8")),
+    # as lspci prints it without -D, and twice
+    ("gpu-devices", "84:00.0 0000:84:00.0", ("0000:84:00.0",)),
     ("gpu-guest-kernel", "/usr/share/kata-containers/vmlinuz-nvidia-gpu.container", None),
 ]
 
@@ -116,7 +118,8 @@ REFUSED = [
     ("gpu-mode", "on"),
     ("gpu-devices", ""),
     ("gpu-devices", "all,10de:15f8"),
-    ("gpu-devices", "04:00.0"),
+    ("gpu-devices", "04:00"),
+    ("gpu-devices", "04:00.8"),
     ("vgpu-count", -1),
 ]
 

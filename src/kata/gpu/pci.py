@@ -72,8 +72,6 @@ class Function:
     class_code: str
     """Six hexadecimal digits: base class, subclass, programming interface."""
     driver: str | None = None
-    override: str | None = None
-    """The only driver that the kernel may bind, where one is set."""
     group: int | None = None
     """Number of the IOMMU group; None without an IOMMU."""
     bars: tuple[Bar, ...] = ()
@@ -116,9 +114,7 @@ class Function:
 
 def functions(node: kata_node.Node) -> tuple[Function, ...]:
     """Return every PCI function of the machine, in the order of their addresses."""
-    folder = node.path(DEVICES)
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    found = (_read(node, name) for name in names)
+    found = (_read(node, name) for name in node.names(DEVICES))
     return tuple(function for function in found if function)
 
 
@@ -131,10 +127,12 @@ def chosen(found: Iterable[Function], devices: tuple[str, ...]) -> tuple[Functio
     """
     if devices == ("all",):
         return tuple(each for each in found if each.is_gpu)
+    # A virtual function may have the ids of its physical one: it is named by address alone.
     return tuple(
         each
         for each in found
-        if each.bdf in devices or (each.ids in devices and not each.is_bridge)
+        if not each.is_bridge
+        and (each.bdf in devices or (each.ids in devices and not each.virtual_of))
     )
 
 
@@ -187,15 +185,12 @@ def _read(node: kata_node.Node, bdf: str) -> Function | None:
     if not vendor or not device:
         return None  # it has been unplugged under our eyes
     group = link("iommu_group")
-    override = attribute("driver_override")
     return Function(
         bdf=bdf,
         vendor=vendor.removeprefix("0x"),
         device=device.removeprefix("0x"),
         class_code=attribute("class").removeprefix("0x"),
         driver=link("driver"),
-        # An empty attribute reads as this.
-        override=None if override in ("", "(null)") else override,
         group=int(group) if group else None,
         bars=_bars(attribute("resource")),
         boot_vga=attribute("boot_vga") == "1",
