@@ -67,7 +67,10 @@ def test_each_gpu_is_shown_with_all_that_belongs_to_it(machine):
         "driver": "vfio-pci",
         "console": False,
         "iommu_group": 45,
-        "group_members": [{"bdf": "0000:04:00.1", "ids": "10de:22ba", "driver": "vfio-pci"}],
+        "group_members": [
+            {"bdf": "0000:00:02.0", "ids": "8086:6f02", "driver": "pcieport", "bridge": True},
+            {"bdf": "0000:04:00.1", "ids": "10de:22ba", "driver": "vfio-pci", "bridge": False},
+        ],
         "bars": [
             {
                 "region": 0,
@@ -233,7 +236,7 @@ def test_the_text_reads_from_the_card_to_the_verdict(machine):
     assert lines[:4] == [
         "GPU 0000:04:00.0 [0302] GP100GL [Tesla P100 PCIe 16GB] [10de:15f8]",
         "  driver: nouveau",
-        "  IOMMU group: 45, with 0000:04:00.1 (snd_hda_intel)",
+        "  IOMMU group: 45, with 0000:00:02.0 (pcieport), 0000:04:00.1 (snd_hda_intel)",
         "  Region 0: c6000000 (32-bit, non-prefetchable) [size=16M]",
     ]
     assert "  ok   IOMMU: active" in lines

@@ -64,7 +64,7 @@ def _gpus(
     types = mdev.types(node)
     for function in shown:
         family = {function.bdf} | {x.bdf for x in found if x.virtual_of == function.bdf}
-        group = vfio.endpoints(found, [function])
+        group = [x for x in found if x.group is not None and x.group == function.group]
         yield Gpu(
             function=function,
             name=names.get(function.ids, "unknown to this machine's pci.ids"),
@@ -85,7 +85,7 @@ def _host(node: kata_node.Node, chosen: tuple[pci.Function, ...]) -> Iterator[Fi
     )
     state = iommu.state(node)
     # Mediated devices need no IOMMU; virtual functions are given out as whole GPUs are.
-    modes = MODES if any(gpu.virtual_total for gpu in chosen) else (PASSTHROUGH,)
+    modes = MODES if vgpu.by_virtual_functions(node, chosen) else (PASSTHROUGH,)
     active = "active" if state.active else "not active"
     yield Finding("IOMMU", active, "active", state.active, state.remedy, modes=modes)
     word = state.switched_off or (state.parameter if state.on_command_line else None)
@@ -173,8 +173,8 @@ def _vgpus(
         scope="vgpu",
         modes=(VGPU,),
     )
-    if any(gpu.virtual_total for gpu in chosen):
-        enabled = sum(gpu.virtual_enabled for gpu in chosen)
+    if divided := vgpu.by_virtual_functions(node, chosen):
+        enabled = sum(gpu.virtual_enabled for gpu in divided)
         yield Finding(
             "SR-IOV",
             f"{enabled} virtual functions",

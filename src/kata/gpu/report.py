@@ -34,7 +34,7 @@ class Gpu:
     chosen: bool
     """Whether gpu-devices names it."""
     members: tuple[pci.Function, ...]
-    """The other endpoints of its IOMMU group."""
+    """The others of its IOMMU group; bridges among them stay with the host."""
     vfio_files: tuple[str, ...]
     types: tuple[mdev.Type, ...]
 
@@ -51,7 +51,13 @@ class Gpu:
             "console": function.boot_vga,
             "iommu_group": function.group,
             "group_members": [
-                {"bdf": each.bdf, "ids": each.ids, "driver": each.driver} for each in self.members
+                {
+                    "bdf": each.bdf,
+                    "ids": each.ids,
+                    "driver": each.driver,
+                    "bridge": each.is_bridge,
+                }
+                for each in self.members
             ],
             "bars": [
                 {
