@@ -190,7 +190,9 @@ def test_from_passthrough_to_vgpu_and_on_to_none(tmp_path):
     machine.offers("0000:04:00.0", {"nvidia-105": ("GRID P100-8Q", 2)})
     asked = options("vgpu", vgpu_type="GRID P100-8Q", vgpu_count=2)
     outcome = preparation.ensure_host(machine, asked)
-    assert outcome.message == "vGPUs of 0000:04:00.0 for sandboxes"
+    assert outcome.message == (
+        "2 vGPUs of 0000:04:00.0 for sandboxes, whose guests need NVIDIA's licence"
+    )
     assert machine.driver("0000:04:00.0") is None
     assert len(machine._mdevs()) == 2
     preparation.ensure_host(machine, options("none"))
@@ -229,6 +231,14 @@ def test_a_vgpu_is_not_made_where_only_looking_is_allowed(tmp_path):
     with pytest.raises(problems.Blocked, match="0 of type nvidia-105 exist"):
         preparation.ensure_host(machine, asked)
     assert machine._mdevs() == []
+
+
+def test_a_t4_makes_vgpus_without_an_iommu(tmp_path):
+    machine = cards.Machine(tmp_path).card("0000:65:00.0", **cards.T4)
+    machine.offers("0000:65:00.0", {"nvidia-222": ("GRID T4-8Q", 2)})
+    machine.lay({"/proc/cmdline": "quiet\n"})
+    preparation.ensure_host(machine, options("vgpu", vgpu_type="nvidia-222", vgpu_count=2))
+    assert len(machine._mdevs()) == 2
 
 
 def test_sriov_cards_need_the_iommu_for_vgpus_too(tmp_path):
@@ -293,10 +303,29 @@ def test_two_h200_on_the_newest_release(tmp_path):
     assert (wish.large, wish.devices) == (True, 2)
 
 
-def test_a_vgpu_is_small_whatever_its_gpu_is(machine):
+def vgpu_wish(machine):
     asked = options("vgpu", vgpu_type="nvidia-105")
     gpus = gpu_configuration.chosen(machine, asked)
-    assert not gpu_configuration.wish(machine, asked, installed(), gpus).large
+    return gpu_configuration.wish(machine, asked, installed(), gpus)
+
+
+def test_a_vgpu_that_the_gpu_makes_itself_is_small_whatever_the_gpu_is(machine):
+    assert not vgpu_wish(machine).large
+
+
+@pytest.mark.parametrize(("size", "large"), [(cards.GIB, True), (256 * cards.MIB, False)])
+def test_one_of_a_virtual_function_has_its_regions(tmp_path, size, large):
+    machine = cards.Machine(tmp_path).card("0000:65:00.0", ids="10de:20f1", sriov=(16, 1))
+    bars = {1: (0x380000000000, size, cards.MEM64)}
+    machine.card("0000:65:00.4", ids="10de:20f1", physfn="0000:65:00.0", bars=bars)
+    assert vgpu_wish(machine).large is large
+
+
+def test_a_sandbox_may_get_all_vgpus_of_a_machine(machine):
+    machine.offers("0000:04:00.0", {"nvidia-105": ("GRID P100-8Q", 2)})
+    asked = options("vgpu", vgpu_type="nvidia-105", vgpu_count=2)
+    preparation.ensure_host(machine, asked)
+    assert vgpu_wish(machine).devices == 2
 
 
 def test_default_memory_counts_where_it_is_more(machine):
@@ -304,6 +333,14 @@ def test_default_memory_counts_where_it_is_more(machine):
     assert made.changes["hypervisor.qemu", "default_memory"] == 16384
     assert made.overhead_memory == "18432Mi"
     assert gpu_configuration.overhead(options(default_memory=512)) == ("10240Mi", "1")
+
+
+@pytest.mark.parametrize("memory", [4096, 32768])
+def test_kata_config_has_the_last_word_on_memory(memory):
+    # It is laid over the configuration of the GPUs' class too.
+    asked = options(kata_config=f"[hypervisor.qemu]\ndefault_memory = {memory}\n")
+    assert gpu_configuration.memory(asked) == memory
+    assert gpu_configuration.overhead(asked) == (f"{memory + 2048}Mi", "1")
 
 
 def kernel(machine, path, config=test_guest_kernel.GOOD):
@@ -391,6 +428,19 @@ def test_an_archive_that_lacks_what_its_file_names(machine, name):
     machine.remove(f"{SHARE}/{name}")
     with pytest.raises(problems.Blocked, match=f"the installed release lacks its {SHARE}/{name}"):
         gpu_configuration.configuration(machine, options(), installed())
+
+
+def test_an_image_that_is_added_to_another_is_needed_too(machine):
+    added = f"{SHARE}/kata-containers-nvidia-gpu-extension.img"
+    extension = f'[[hypervisor.qemu.guest_extension_images]]\nname = "gpu"\npath = "{added}"\n'
+    shipped = f"{FOLDER}/runtime-rs/configuration-qemu-runtime-rs.toml"
+    nvidia = f"{FOLDER}/runtime-rs/configuration-qemu-nvidia-gpu-runtime-rs.toml"
+    machine.lay({nvidia: machine.read(NVIDIA) + extension})
+    rust = installed((4, 1, 0), "rust", shipped)
+    with pytest.raises(problems.Blocked, match=f"lacks its {added}; set shim=go, the path"):
+        gpu_configuration.configuration(machine, options(), rust)
+    machine.lay({added: ""})
+    assert gpu_configuration.configuration(machine, options(), rust)
 
 
 @pytest.mark.parametrize(

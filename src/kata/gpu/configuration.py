@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kata import problems, settings
-from kata.gpu import guest_image, guest_kernel, pci, recipes, vfio
+from kata.configuration import overlay
+from kata.gpu import guest_image, guest_kernel, mdev, pci, recipes, vfio
 from kata.gpu.recipes import Key, Value
 from kata.machine import node as kata_node
 
@@ -60,8 +61,15 @@ def chosen(node: kata_node.Node, wanted: settings.Settings) -> tuple[pci.Functio
 
 
 def memory(wanted: settings.Settings) -> int:
-    """Return the MiB of a guest with a GPU: NVIDIA's size, or default-memory where it is more."""
-    return max(wanted.default_memory, recipes.MEMORY)
+    """Return the MiB of a guest with a GPU.
+
+    That is NVIDIA's size, or default-memory where it is more. kata-config, which is laid over
+    everything, goes before both.
+    """
+    laid = 0
+    if "default_memory" in wanted.kata_config:  # spares most hooks the parser
+        laid = overlay.default_memory(overlay.read(wanted.kata_config), wanted.hypervisor)
+    return laid or max(wanted.default_memory, recipes.MEMORY)
 
 
 def overhead(wanted: settings.Settings) -> tuple[str, str]:
@@ -98,14 +106,21 @@ def configuration(
     changes = dict(recipe.keys)
     table = f"hypervisor.{wanted.hypervisor}"
     path, own = kernel_path(node, wanted, base, attached)
-    _require_kernel(node, path, own=own)
-    if path and not own:
+    if path is None:
+        raise problems.Blocked(
+            "gpu-guest-kernel=auto: this release of Kata has no kernel for NVIDIA GPUs; attach "
+            "one as the resource guest-kernel, or set its path"
+        )
+    if own:
+        _require_shipped(node, "gpu-guest-kernel", path, installed.shim)
+    else:
         if path == ATTACHED_KERNEL and attached:
             _copy(node, attached, path)
         _require_fit(node, path, recipe.slot, installed.machine)
         changes[table, "kernel"] = path
     if wanted.gpu_guest_image == "auto":
-        _require_image(node, base)
+        for image in _shipped_images(node, base):
+            _require_shipped(node, "gpu-guest-image", image, installed.shim)
     else:
         changes |= _image(node, wanted.gpu_guest_image, table, installed.number)
     return Configuration(
@@ -132,16 +147,22 @@ def wish(
     gpus: tuple[pci.Function, ...],
 ) -> recipes.Wish:
     """Return what a recipe is asked for on this machine."""
-    whole = wanted.gpu_mode == "passthrough"
-    endpoints = vfio.endpoints(pci.functions(node), gpus) if whole else ()
+    found = pci.functions(node)
+    if wanted.gpu_mode == "passthrough":
+        regions, devices = gpus, len(vfio.endpoints(found, gpus))
+    else:
+        # A vGPU has the regions of the virtual function that makes it. Those that a GPU makes
+        # itself have small ones, whatever the GPU has.
+        parents = {gpu.bdf for gpu in gpus}
+        regions = tuple(each for each in found if each.virtual_of in parents)
+        devices = len(mdev.instances(node))
     return recipes.Wish(
         number=installed.number,
         shim=installed.shim,
         hypervisor=wanted.hypervisor,
         plug=wanted.gpu_plug,
-        # A vGPU's own regions are small, whatever its GPU has.
-        large=whole and any(each.large for each in gpus),
-        devices=max(len(endpoints), 1),
+        large=any(each.large for each in regions),
+        devices=max(devices, 1),
         memory=memory(wanted),
         machine=installed.machine,
     )
@@ -159,7 +180,7 @@ def kernel_path(
         return wanted.gpu_guest_kernel, False
     if attached and attached.stat().st_size:
         return ATTACHED_KERNEL, False
-    shipped = _shipped_guest(node, base).get("kernel", "")
+    shipped = _shipped_kernel(node, base)
     if "nvidia" in shipped:
         return shipped, True
     name = pathlib.PurePath(BUILT_KERNEL).name
@@ -174,16 +195,13 @@ def forget(node: kata_node.Node) -> bool:
     return any(gone)
 
 
-def _require_kernel(node: kata_node.Node, path: str | None, *, own: bool) -> None:
-    if path is None:
+def _require_shipped(node: kata_node.Node, option: str, path: str, shim: str) -> None:
+    """Refuse a release that lacks a file which its own configuration for NVIDIA GPUs names."""
+    if not node.exists(path):
+        other = "shim=go, " if shim == "rust" else ""
         raise problems.Blocked(
-            "gpu-guest-kernel=auto: this release of Kata has no kernel for NVIDIA GPUs; attach "
-            "one as the resource guest-kernel, or set its path"
-        )
-    if own and not node.exists(path):
-        raise problems.Blocked(
-            f"gpu-guest-kernel=auto: the installed release lacks its {path}; attach the "
-            "resource guest-kernel, or an archive that has it"
+            f"{option}=auto: the installed release lacks its {path}; set {other}the path of "
+            "another, or install an archive that has it"
         )
 
 
@@ -206,16 +224,6 @@ def _require_fit(node: kata_node.Node, path: str, slot: guest_kernel.Slot, machi
     node.write(_VERIFIED, json.dumps(seen) + "\n", mode=0o600)
 
 
-def _require_image(node: kata_node.Node, base: str) -> None:
-    shipped = _shipped_guest(node, base)
-    path = shipped.get("image") or shipped.get("initrd")
-    if path and "nvidia" in path and not node.exists(path):
-        raise problems.Blocked(
-            f"gpu-guest-image=auto: the installed release lacks its {path}; set the path of one, "
-            "or install an archive that has it"
-        )
-
-
 def _image(
     node: kata_node.Node, path: str, table: str, number: recipes.Number
 ) -> dict[Key, Value]:
@@ -228,14 +236,26 @@ def _image(
     return changes
 
 
-def _shipped_guest(node: kata_node.Node, base: str) -> dict[str, str]:
-    """Return the kernel, image and initrd that a shipped configuration file names."""
+def _shipped_kernel(node: kata_node.Node, base: str) -> str:
+    return str(_shipped(node, base).get("kernel") or "")
+
+
+def _shipped_images(node: kata_node.Node, base: str) -> list[str]:
+    """Return the images for NVIDIA GPUs that a shipped file names, those it adds to one included."""
+    table = _shipped(node, base)
+    extensions: list[dict[str, Any]] = table.get("guest_extension_images", [])
+    paths = [table.get("image"), table.get("initrd"), *(each.get("path") for each in extensions)]
+    return [path for path in paths if path and "nvidia" in path]
+
+
+def _shipped(node: kata_node.Node, base: str) -> dict[str, Any]:
+    """Return what a shipped configuration file has in its hypervisor's table."""
     import tomlkit
 
     document: dict[str, Any] = tomlkit.parse(node.read(base) or "").unwrap()
     tables: dict[str, dict[str, Any]] = document.get("hypervisor", {})
     for table in tables.values():
-        return {key: str(table[key]) for key in ("kernel", "image", "initrd") if table.get(key)}
+        return table
     return {}
 
 

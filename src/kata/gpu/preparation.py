@@ -52,8 +52,11 @@ def ensure_host(
         changed = vfio.give_back(node)
         changed |= _ensure_vgpu(node, wanted, gpus, driver)
     names = tuple(gpu.bdf for gpu in gpus)
-    what = "vGPUs of" if wanted.gpu_mode == "vgpu" else ("GPUs" if len(gpus) > 1 else "GPU")
-    return Outcome(changed, names, f"{what} {', '.join(names)} for sandboxes")
+    message = f"{', '.join(names)} for sandboxes"
+    if wanted.gpu_mode == "passthrough":
+        return Outcome(changed, names, f"{'GPUs' if len(gpus) > 1 else 'GPU'} {message}")
+    made = f"{len(mdev.instances(node))} vGPUs of {message}"
+    return Outcome(changed, names, f"{made}, whose guests need NVIDIA's licence")
 
 
 def ready(node: kata_node.Node, wanted: settings.Settings) -> tuple[str, ...]:
