@@ -19,6 +19,8 @@ from charms.kata.v0 import untrusted_container_runtime as untrusted
 import control_plane
 from kata import handlers, problems, settings, workload
 from kata.cluster import node_labels, runtime_classes
+from kata.containerd import config as containerd_config
+from kata.containerd import sections as containerd_sections
 from kata.machine import node, tenancy
 from kata.release import release
 
@@ -100,8 +102,7 @@ class KataCharm(ops.CharmBase):
         )
         if report.release:
             self.unit.set_workload_version(report.release.version)
-            # The containerd charm makes the name of the shim of it: no other than kata will do.
-            self.untrusted.publish(untrusted.Runtime("kata", release.SHIM_LINK))
+            self.untrusted.publish(_runtime(report.loaded[0]))
         return report
 
     def _ensure_labels(self, options: settings.Settings, report: workload.Report) -> None:
@@ -230,6 +231,18 @@ class KataCharm(ops.CharmBase):
     def _on_collect_app_status(self, event: ops.CollectStatusEvent) -> None:
         for status in self._app_statuses:
             event.add_status(status)
+
+
+def _runtime(main: handlers.Handler) -> untrusted.Runtime:
+    """Return what a containerd charm is told: no more than stays as it is, for it may ask once."""
+    handler = untrusted.Handler(
+        runtime_type=containerd_config.RUNTIME_TYPE,
+        runtime_path=release.SHIM_LINK,
+        config_path=main.configuration if main.config_path else "",
+        annotations=tuple(containerd_sections.ANNOTATIONS),
+    )
+    # The containerd charm makes the name of the shim of it: no other than kata will do.
+    return untrusted.Runtime("kata", release.SHIM_LINK, handler)
 
 
 def _pass_proxies_on() -> None:

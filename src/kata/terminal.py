@@ -46,11 +46,14 @@ def tail(path: object, width: int) -> str:
     return shown if len(shown) <= width else f"…{shown[len(shown) - width + 1 :]}"
 
 
-def wrapped(text: str, indent: int = 0) -> list[str]:
-    """Return text in lines of at most 80 columns, each indented."""
-    space = " " * indent
+def wrapped(text: str, indent: int = 0, hanging: int = 0) -> list[str]:
+    """Return text in lines of at most 80 columns, each indented; those after the first by more."""
     return textwrap.wrap(
-        plain(text), WIDTH, initial_indent=space, subsequent_indent=space, break_on_hyphens=False
+        plain(text),
+        WIDTH,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent + hanging),
+        break_on_hyphens=False,
     )
 
 

@@ -34,8 +34,8 @@ class Report:
 
     release: release.Release | None
     """None where Kata is not installed by this unit."""
-    handlers: tuple[str, ...] = ()
-    """What containerd calls them, the main one first."""
+    loaded: tuple[handlers.Handler, ...] = ()
+    """The handlers that containerd has loaded, the main one first."""
     gpus: tuple[str, ...] = ()
     """Addresses of the GPUs that sandboxes can have."""
     notes: tuple[str, ...] = ()
@@ -48,7 +48,8 @@ class Report:
         """One line for the unit's status."""
         if not self.release:
             return "; ".join(self.notes)
-        behind = f"{self.release.version}; {', '.join(self.handlers)}"
+        names = ", ".join(each.name for each in self.loaded)
+        behind = f"{self.release.version}; {names}"
         return "; ".join((f"Kata runtime available ({behind})", *self.notes))
 
 
@@ -115,7 +116,7 @@ def ensure(
     packages.remove_dead_source(node)
     return Report(
         installed,
-        tuple(each.name for each in wanted),
+        wanted,
         gpus.addresses,
         (*gpus.notes, *_doubts(node, installed, wanted[0].shim, found.release)),
         gpus.problem,

@@ -217,6 +217,20 @@ def test_the_containerd_charm_is_told_as_the_older_charm_told_it(kata):
     assert json.loads(data["binary_path"]).startswith("/")
 
 
+def test_a_containerd_charm_that_knows_more_is_told_the_whole_handler(kata):
+    relation = ops.testing.SubordinateRelation("untrusted", remote_app_name="containerd")
+    kata.relate(relation).run(kata.context.on.relation_created(relation))
+    told = json.loads(kata.state.get_relation(relation.id).local_unit_data["handler"])
+    written = tomlkit.parse(kata.file)["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]
+    handler = written["runtimes"]["kata"].unwrap()
+    assert told == {
+        "runtime_type": handler["runtime_type"],
+        "runtime_path": handler["runtime_path"],
+        "config_path": handler["options"]["ConfigPath"],
+        "annotations": handler["pod_annotations"],
+    }
+
+
 # Machines that cannot
 
 

@@ -82,6 +82,25 @@ def test_an_old_reader_understands_the_new_writer():
     assert _old_reader(data, "binary_path") == "/usr/bin/kata-runtime"
 
 
+def test_the_extension_is_one_more_key_and_changes_neither_of_the_old():
+    plain, full = untrusted.encode(PLAIN), untrusted.encode(FULL)
+    assert {key: full[key] for key in plain} == plain
+    assert set(full) - set(plain) == {"handler"}
+    # The containerd charm keeps all that it has received in a store of JSON.
+    received = {key: _old_reader(full, key) for key in full}
+    assert json.loads(json.dumps(received)) == received
+
+
+def test_a_change_is_published_once(kata):
+    relation = ops.testing.SubordinateRelation("untrusted", remote_app_name="containerd")
+    with kata(
+        kata.on.relation_joined(relation), ops.testing.State(relations=[relation])
+    ) as manager:
+        manager.run()
+        assert not manager.charm.untrusted.publish(PLAIN)
+        assert manager.charm.untrusted.publish(FULL)
+
+
 @pytest.mark.parametrize("runtime", [PLAIN, FULL])
 def test_what_is_written_is_read(runtime):
     assert untrusted.decode(untrusted.encode(runtime)) == runtime

@@ -223,7 +223,7 @@ def report(found: Iterable[Check]) -> str:
     lines: list[str] = []
     for each in found:
         mark = "ok" if each.ok else ("NO" if each.required else "note")
-        lines += terminal.wrapped(f"{mark:<4} {each.name}: {each.found}")
+        lines += terminal.wrapped(f"{mark:<4} {each.name}: {each.found}", hanging=5)
         if not each.ok:
             lines += terminal.wrapped(f"wanted: {each.wanted}", 5)
             lines += terminal.wrapped(f"remedy: {each.remedy}", 5) if each.remedy else []

@@ -13,12 +13,15 @@ from kata.handlers import Handler
 TEMPLATES = pathlib.Path(__file__).parents[3] / "templates"
 _TEMPLATE = TEMPLATES / "containerd-handlers.toml.j2"
 
+ANNOTATIONS = ("io.katacontainers.*",)
+"""Annotations of a pod that containerd hands on to Kata, as patterns."""
+
 # First release that knows a key (containerd, pkg/config of containerd/cri 1.2 - 1.4, then
 # pkg/cri/config/config.go). The values are those of Kata's own installer (kata-deploy 4.1.0).
 _KEYS: Mapping[str, tuple[Release, Any]] = {
     "runtime_type": ((1, 2, 0), config.RUNTIME_TYPE),
     "privileged_without_host_devices": ((1, 3, 0), True),
-    "pod_annotations": ((1, 3, 0), ["io.katacontainers.*"]),
+    "pod_annotations": ((1, 3, 0), list(ANNOTATIONS)),
     "container_annotations": ((1, 4, 0), ["io.kubernetes.container.terminationMessage*"]),
     "runtime_path": ((1, 6, 0), config.SHIM),
 }

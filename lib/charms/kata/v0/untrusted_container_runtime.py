@@ -1,5 +1,8 @@
 """The `untrusted-container-runtime` interface, both sides, for ops charms.
 
+Charms that bring a container runtime, and charms that have containerd, take the side that they need;
+neither has to know the other's.
+
 A subordinate that brings a container runtime for untrusted pods (Kata Containers, say) tells the
 containerd charm beside it of that runtime. The relation is container-scoped: both units are on one
 machine, and each side has the unit's data bag.
@@ -41,6 +44,25 @@ The side that has containerd:
 
         def _on_runtime_changed(self, event):
             runtime = self.untrusted.runtime  # None: gone, or not yet there
+
+To start: `charmcraft fetch-lib charms.kata.v0.untrusted_container_runtime`, and in charmcraft.yaml
+
+    requires:  # or provides, for the side that has containerd
+      untrusted:
+        interface: untrusted-container-runtime
+        scope: container
+
+What a containerd charm makes of a handler, in its configuration of schema 2:
+
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.untrusted]
+      runtime_type = <runtime_type>
+      runtime_path = <runtime_path, if it is not empty>
+      pod_annotations = <annotations>
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.untrusted.options]
+        ConfigPath = <config_path>
+
+Without a `config_path` the table `options` must be left out altogether: Kata up to 2.1.1 fails for
+any, also an empty one. That is also why `binary_path` belongs into no options of containerd's.
 """
 
 import dataclasses
@@ -50,6 +72,7 @@ from typing import Any, cast
 
 import ops
 
+# LIBID is given out by Charmhub: `charmcraft create-lib untrusted_container_runtime`.
 LIBAPI = 0
 LIBPATCH = 1
 
