@@ -1,26 +1,19 @@
 """The actions on sandboxes, and on what they need. They change nothing that they do not undo."""
 
-import contextlib
 import dataclasses
-import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import ops
 
-from kata import limits, problems, settings, terminal
+import answers
+from kata import problems, settings
 from kata.machine import node as kata_node
-from kata.machine import tenancy
 
 if TYPE_CHECKING:
     from kata.cluster import api
     from kata.sandbox import sandboxes, verify
-
-# Results are arguments of a program, and Linux takes none beyond 128 KiB (MAX_ARG_STRLEN).
-_MOST = 120_000
-# Seconds: `juju run` waits for 60 by default. Those that read the journal are given more.
-_LIMIT, _LONG_LIMIT = 55, 110
 
 
 class SandboxActions(ops.Object):
@@ -56,10 +49,11 @@ class SandboxActions(ops.Object):
     def _list_sandboxes(self, event: ops.ActionEvent) -> None:
         from kata.sandbox import report as sandbox_report
 
-        with _answering(event):
+        with answers.answering(event):
             options = settings.read(self._charm.config)
             found = self._sandboxes(options, event)
-            self._set(
+            answers.give(
+                self._node,
                 event,
                 {
                     "count": str(len(found)),
@@ -72,12 +66,13 @@ class SandboxActions(ops.Object):
         from kata.sandbox import network, picture
         from kata.sandbox import report as sandbox_report
 
-        with _answering(event):
+        with answers.answering(event):
             options = settings.read(self._charm.config)
             sandbox = self._picked(options, event)
             net = network.look(self._node, sandbox.id, sandbox.network)
             more = {"kernel_parameters": sandbox.vm.parameters, "network": dataclasses.asdict(net)}
-            self._set(
+            answers.give(
+                self._node,
                 event,
                 {
                     "picture": picture.draw(sandbox, net),
@@ -89,20 +84,20 @@ class SandboxActions(ops.Object):
     def _console_command(self, event: ops.ActionEvent) -> None:
         from kata.sandbox import console
 
-        with _answering(event):
+        with answers.answering(event):
             options = settings.read(self._charm.config)
             sandbox = self._picked(options, event)
             found = console.find(self._node, sandbox, wanted=options.debug_console)
             about = {"pod": sandbox.title if sandbox.pod else "", "sandbox": sandbox.id}
             shown = dataclasses.asdict(found)
-            self._set(event, {**shown, "console": about | shown})
+            answers.give(self._node, event, {**shown, "console": about | shown})
 
     def _verify_sandbox(self, event: ops.ActionEvent) -> None:
         from kata.containerd import daemon
         from kata.sandbox import throwaway, verify, verify_pod
 
         # It has limits of its own, and tidies up after them.
-        with _answering(event, None):
+        with answers.answering(event, None):
             options = settings.read(self._charm.config)
             found = daemon.find(self._node, options)
             address, state = found.address(self._node), found.state(self._node)
@@ -124,7 +119,9 @@ class SandboxActions(ops.Object):
                         self._node, service, state, server, handler, image=image, timeout=timeout
                     )
             told = _told(verdict)
-            self._set(event, {**told, "verdict": told | {"verified": verdict.verified}})
+            answers.give(
+                self._node, event, {**told, "verdict": told | {"verified": verdict.verified}}
+            )
             if verdict.trouble:
                 event.fail(verdict.trouble)
 
@@ -133,11 +130,12 @@ class SandboxActions(ops.Object):
     def _check_host(self, event: ops.ActionEvent) -> None:
         from kata.checks import readiness
 
-        with _answering(event, _LONG_LIMIT):
+        with answers.answering(event, answers.LONG):
             options = settings.read(self._charm.config)
             checks = readiness.checks(self._node, options)
             ready = all(each.ok for each in checks if each.required)
-            self._set(
+            answers.give(
+                self._node,
                 event,
                 {
                     "ready": _flag(ready),
@@ -149,11 +147,12 @@ class SandboxActions(ops.Object):
     def _diagnose(self, event: ops.ActionEvent) -> None:
         from kata.checks import diagnose
 
-        with _answering(event, _LONG_LIMIT):
+        with answers.answering(event, answers.LONG):
             options = settings.read(self._charm.config)
             pod = str(event.params.get("pod") or "")
             findings = diagnose.look(self._node, options, pod)
-            self._set(
+            answers.give(
+                self._node,
                 event,
                 {
                     "count": str(len(findings)),
@@ -166,10 +165,11 @@ class SandboxActions(ops.Object):
         from kata.checks import shown_config
         from kata.containerd import daemon
 
-        with _answering(event):
+        with answers.answering(event):
             options = settings.read(self._charm.config)
             shown = shown_config.look(self._node, daemon.find(self._node, options))
-            self._set(
+            answers.give(
+                self._node,
                 event,
                 {
                     "containerd-config": shown.live,
@@ -208,57 +208,6 @@ class SandboxActions(ops.Object):
             str(event.params.get("pod") or ""),
             str(event.params.get("sandbox") or ""),
         )
-
-    def _set(self, event: ops.ActionEvent, results: Mapping[str, Any]) -> None:
-        """Set results, texts as they are and all else as JSON; a file has what does not fit."""
-        shown = {key: _fitted(value) for key, value in results.items()}
-        if any(cut for _, cut in shown.values()):
-            place = f"{tenancy.STATE}/{event.handle.kind.removesuffix('_action')}.json"
-            self._node.write(place, _json(results), mode=0o600)
-            shown["complete"] = f"in {place} on this machine", False
-        event.set_results({key: text for key, (text, _) in shown.items()})
-
-
-@contextlib.contextmanager
-def _answering(event: ops.ActionEvent, limit: int | None = _LIMIT) -> Generator[None]:
-    """Let what stops an answer be said in one line; a limit in seconds stops it too."""
-    try:
-        with limits.within(limit) if limit else contextlib.nullcontext():
-            yield
-    except problems.Problem as problem:
-        event.fail(terminal.shown(str(problem)))
-    except OSError as error:
-        event.fail(f"the machine refused: {error}")
-
-
-def _fitted(value: object) -> tuple[str, bool]:
-    """Return a value as Juju can take it, and whether something was cut off."""
-    if isinstance(value, str):
-        value = terminal.shown(value)
-        kept, size = list[str](), 0
-        for line in value.splitlines():
-            size += len(line.encode()) + 1
-            if size > _MOST:
-                return "\n".join((*kept, "…")), True
-            kept.append(line)
-        return value, False
-    text = _json(value)
-    if len(text) <= _MOST:
-        return text, False
-    if not isinstance(value, list):
-        return "{}", True
-    parts, size = list[str](), 2
-    for each in cast("list[object]", value):
-        part = _json(each)
-        size += len(part) + 1
-        if size > _MOST:
-            break
-        parts.append(part)
-    return f"[{','.join(parts)}]", True
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
 
 
 def _flag(value: bool) -> str:

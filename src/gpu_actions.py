@@ -1,12 +1,12 @@
 """The actions on GPUs: check-gpu and list-vgpus. They look and change nothing."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 
 import ops
 
+import answers
 from kata import problems, settings
 from kata.gpu import configuration as gpu_configuration
 from kata.machine import node as kata_node
@@ -41,7 +41,7 @@ class GpuActions(ops.Object):
         from kata.gpu import check as gpu_check
         from kata.gpu import report as gpu_report
 
-        try:
+        with answers.answering(event):
             wanted = settings.read(self._charm.config)
             try:
                 installed = self._installed(wanted)
@@ -49,35 +49,37 @@ class GpuActions(ops.Object):
                 event.log(str(problem))
                 installed = None
             report = gpu_check.look(self._node, wanted, installed, self._attached("guest-kernel"))
-        except problems.Problem as problem:
-            event.fail(str(problem))
-            return
-        event.set_results(
-            {
-                "ready": str(report.ready).lower(),
-                "report": gpu_report.words(report),
-                "gpus": json.dumps([gpu.data() for gpu in report.gpus]),
-                "checks": json.dumps([dataclasses.asdict(each) for each in report.findings]),
-            }
-        )
+            answers.give(
+                self._node,
+                event,
+                {
+                    "ready": str(report.ready).lower(),
+                    "report": gpu_report.words(report),
+                    "gpus": [gpu.data() for gpu in report.gpus],
+                    "checks": [dataclasses.asdict(each) for each in report.findings],
+                },
+            )
 
     def _list_vgpus(self, event: ops.ActionEvent) -> None:
         from kata.gpu import mdev
 
-        types, instances = mdev.types(self._node), mdev.instances(self._node)
-        lines = [
-            f"{each.parent} {each.id} ({each.name}): {each.available} free; {each.description}"
-            for each in types
-        ]
-        lines += [
-            f"{each.uuid}: {each.type} of {each.parent}, /dev/vfio/{each.group}"
-            for each in instances
-        ]
-        event.set_results(
-            {
-                "report": "\n".join(lines)
-                or "no vGPU types: NVIDIA's vGPU host driver is not loaded, or SR-IOV is off",
-                "types": json.dumps([dataclasses.asdict(each) for each in types]),
-                "instances": json.dumps([dataclasses.asdict(each) for each in instances]),
-            }
-        )
+        with answers.answering(event):
+            types, instances = mdev.types(self._node), mdev.instances(self._node)
+            lines = [
+                f"{each.parent} {each.id} ({each.name}): {each.available} free; {each.description}"
+                for each in types
+            ]
+            lines += [
+                f"{each.uuid}: {each.type} of {each.parent}, /dev/vfio/{each.group}"
+                for each in instances
+            ]
+            answers.give(
+                self._node,
+                event,
+                {
+                    "report": "\n".join(lines)
+                    or "no vGPU types: NVIDIA's vGPU host driver is not loaded, or SR-IOV is off",
+                    "types": [dataclasses.asdict(each) for each in types],
+                    "instances": [dataclasses.asdict(each) for each in instances],
+                },
+            )
