@@ -1,10 +1,14 @@
 #!/usr/bin/python3 -IS
-"""Juju's hook tools, served from a JSON file: one program, called by the name of each tool.
+"""Juju's hook tools, served from a JSON file.
 
 `$HOOKTOOLS_STATE` names the file; `juju.py` describes what is in it. Arguments, output, messages
-and exit statuses are those of Juju 3.6 (`internal/worker/uniter/runner/jujuc`). A hook calls
-these tools many times, so that nothing is imported here that starts slowly: under emulation each
-millisecond is fifteen.
+and exit statuses are those of Juju 3.6 (`internal/worker/uniter/runner/jujuc`).
+
+    hooktools.py SOCKET    serve them all on a socket, as Juju's agent does
+
+A hook calls these tools twenty times, and under emulation each start of Python takes half a
+second. So the tools are links to `hooktool`, which only asks the server. For the
+same reason nothing is imported here that starts slowly.
 """
 
 import _json
@@ -485,7 +489,7 @@ def _file(options):
     if "file" not in options:
         return {}
     if options["file"] == "-":
-        text = sys.stdin.read()
+        text = "".join(sys.stdin)
     else:
         with open(options["file"], encoding="utf-8") as file:
             text = file.read()
@@ -534,9 +538,14 @@ def _shown(value, how):
     return Json.write(value) if isinstance(value, dict) else str(value)
 
 
-def main():
-    """Run the tool that this program was called as; return its exit status."""
-    name = os.path.basename(sys.argv[0])
+def answer(name, arguments, parent):
+    """Run a tool; return its exit status, its output and its words on standard error.
+
+    Args:
+        name: the tool's.
+        arguments: the words behind it.
+        parent: the process that called it.
+    """
     path = os.environ["HOOKTOOLS_STATE"]
     function, values, switches = TOOLS[name]
     with open(path + ".lock", "w", encoding="utf-8") as lock:
@@ -545,24 +554,62 @@ def main():
             before = file.read()
         state = Json.read(before)
         try:
-            options, words = _parse(sys.argv[1:], values, switches)
+            options, words = _parse(arguments, values, switches)
             value = function(state, options, words)
         except Refused as refused:
-            print(f"ERROR {refused}", file=sys.stderr)
-            return refused.status
+            return refused.status, "", f"ERROR {refused}\n"
         after = Json.write(state)
         if after != before:
             with open(path + ".new", "w", encoding="utf-8") as file:
                 file.write(after)
             os.replace(path + ".new", path)
     reads = not name.endswith(("-set", "-log", "-fail", "-grant", "-revoke", "-delete", "-port"))
-    if reads and name not in ("juju-reboot", "secret-remove"):
-        print(_shown(value, options.get("format", "smart")))
+    reads = reads and name not in ("juju-reboot", "secret-remove")
     if state["reboot"] == "now" and name == "juju-reboot":
         # Juju ends the hook there and then.
-        os.kill(os.getppid(), 9)
-    return 0
+        os.kill(parent, 9)
+    return 0, _shown(value, options.get("format", "smart")) + "\n" if reads else "", ""
+
+
+def serve(path):
+    """Answer on a socket what `hooktool` sends: as Juju's agent does, one call after the other."""
+    import _socket
+
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    listener.bind(path + ".new")
+    listener.listen(16)
+    os.rename(path + ".new", path)  # where it is there, it is served
+    while True:
+        descriptor, _ = listener._accept()
+        with open(descriptor, "r+b", buffering=0) as stream:
+            stream.write(_answered(_fields(stream.readall())))
+
+
+def _fields(request):
+    """Return the texts of a request: before each stands its length, in four bytes."""
+    fields, at = [], 0
+    while at < len(request):
+        end = at + 4 + int.from_bytes(request[at : at + 4], "big")
+        fields.append(os.fsdecode(request[at + 4 : end]))
+        at = end
+    return fields
+
+
+def _answered(fields):
+    """Return the reply to a request: a status, and as above what goes to the two outputs."""
+    name, parent, folder, given, count, *rest = fields
+    arguments, variables = rest[: int(count)], rest[int(count) :]
+    os.environ.clear()
+    os.environ.update(each.split("=", 1) for each in variables)
+    os.chdir(folder)
+    sys.stdin = [given]
+    try:
+        status, *said = answer(name, arguments, int(parent))
+    except Exception as error:  # a bad call must not end the service
+        status, said = 70, ["", f"ERROR {error!r}\n"]
+    texts = [text.encode("utf-8", "surrogateescape") for text in said]
+    return bytes([status]) + b"".join(len(text).to_bytes(4, "big") + text for text in texts)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(sys.argv[1])

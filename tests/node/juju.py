@@ -25,6 +25,9 @@ from tests.node import agent, cache, charm, hooktools, machine, snapshot
 ADDRESS = "10.0.2.15"
 JUJU = "/var/lib/juju"
 PROGRAM = f"{JUJU}/tools/hooktools"
+CLIENT = f"{JUJU}/tools/hooktool"
+TOOL = pathlib.Path(__file__).with_name("hooktool")
+SOCKET = "/run/hooktools.sock"
 
 
 class Status(NamedTuple):
@@ -235,8 +238,10 @@ class Unit:
             charm.stage(self.source, pathlib.Path(scratch))
             self.node.copy_in_tree(pathlib.Path(scratch), self.folder)
         self.node.copy_in(pathlib.Path(hooktools.__file__), PROGRAM, 0o755)
+        self.node.copy_in(TOOL, CLIENT, 0o755)
         links = " ".join(f"{self._tools}/{name}" for name in hooktools.TOOLS)
-        self.node.run(f"mkdir -p {self._tools}; for f in {links}; do ln -sf {PROGRAM} $f; done")
+        self.node.run(f"mkdir -p {self._tools}; for f in {links}; do ln -sf {CLIENT} $f; done")
+        self._serve()  # it goes into the snapshot
         self.node.copy_in(key, mark)
         return True
 
@@ -426,6 +431,7 @@ class Unit:
         model = str(uuid.uuid5(uuid.NAMESPACE_DNS, "demo"))
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
         environment = {
+            "HOOKTOOLS_SOCKET": SOCKET,
             "HOOKTOOLS_STATE": self._state,
             "CHARM_DIR": self.folder,
             "JUJU_CHARM_DIR": self.folder,
@@ -449,9 +455,17 @@ class Unit:
         }
         self.node.copy_in(json.dumps(sent), self._state, 0o600)
         self.node.copy_in("", self._state + ".log", 0o600)
+        self._serve()
         words = ["/usr/bin/env", "-i", *(f"{name}={value}" for name, value in environment.items())]
         command = self.node.start([*words, "./dispatch"], cwd=self.folder, timeout=timeout)
         return Hook(self, command)
+
+    def _serve(self) -> None:
+        """Have the hook tools served, unless they are since the node booted."""
+        self.node.run(
+            f"test -S {SOCKET} || {{ setsid {PROGRAM} {SOCKET} </dev/null >/dev/null 2>&1 & }}; "
+            f"until test -S {SOCKET}; do sleep 0.05; done"
+        )
 
     def _finish(self, ended: agent.Result) -> HookResult:
         state = json.loads(self.node.copy_out(self._state))
@@ -503,4 +517,4 @@ def with_charm(
 
 
 def _sources_key(source: pathlib.Path) -> str:
-    return cache.key(charm.sources_key(source), pathlib.Path(hooktools.__file__))
+    return cache.key(charm.sources_key(source), pathlib.Path(hooktools.__file__), TOOL)

@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import ops
 import pytest
@@ -28,13 +29,18 @@ class Controller:
         self.monkeypatch = monkeypatch
         tools = folder / "tools"
         tools.mkdir()
-        program = folder / "hooktools"
-        _, _, text = pathlib.Path(hooktools.__file__).read_text().partition("\n")
-        program.write_text(f"#!{sys.executable} -I\n{text}")
-        program.chmod(0o755)
+        socket = f"{folder}/socket"
+        self.server = subprocess.Popen([sys.executable, "-IS", hooktools.__file__, socket])
+        while not pathlib.Path(socket).exists():
+            assert self.server.poll() is None
+            time.sleep(0.01)
         for name in hooktools.TOOLS:
-            (tools / name).symlink_to(program)
-        self.environment = {"PATH": f"{tools}:/usr/bin:/bin", "HOOKTOOLS_STATE": str(self.path)}
+            (tools / name).symlink_to(juju.TOOL)
+        self.environment = {
+            "PATH": f"{tools}:/usr/bin:/bin",
+            "HOOKTOOLS_STATE": str(self.path),
+            "HOOKTOOLS_SOCKET": socket,
+        }
         for name, value in self.environment.items():
             monkeypatch.setenv(name, value)
         self.unit = juju.Unit(node=None, name="empty/0", source=CHARM)
@@ -76,7 +82,10 @@ class Controller:
 @pytest.fixture
 def controller(tmp_path, monkeypatch):
     monkeypatch.setenv("JUJU_VERSION", "3.6.9")
-    return Controller(tmp_path, monkeypatch)
+    found = Controller(tmp_path, monkeypatch)
+    yield found
+    found.server.kill()
+    found.server.wait()
 
 
 @pytest.fixture
