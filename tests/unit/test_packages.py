@@ -2,12 +2,15 @@
 
 import importlib
 import json
+import os
+import stat
 import subprocess
 
 import pytest
 from charmhelpers import osplatform
 
 from kata import problems
+from kata.machine import node as kata_node
 from kata.release import packages, release
 
 SHIM = "/usr/bin/containerd-shim-kata-v2"
@@ -304,6 +307,31 @@ def test_a_source_or_key_that_will_not_do_is_named(node, fetch, apt, monkeypatch
 
 
 # Taking away
+
+
+def test_what_charmhelpers_starts_ends_in_time_and_comes_from_the_fixed_path(
+    node, fetch, apt, monkeypatch
+):
+    seen = []
+
+    def slow(*_, **__):
+        seen.append(os.environ["PATH"])
+        subprocess.check_call(["sleep", "60"])
+
+    monkeypatch.setattr(fetch, "add_source", slow)
+    monkeypatch.setattr(packages, "_SOURCE_SECONDS", 0.2)
+    monkeypatch.setenv("PATH", "/evil:" + os.environ["PATH"])
+    before = os.environ["PATH"]
+    with pytest.raises(problems.Waiting, match=r"no answer within 0.2 s; tried again"):
+        ensure(node, source="ppa:kata/kata")
+    assert seen == [kata_node.PATH]
+    assert os.environ["PATH"] == before
+
+
+def test_a_source_with_a_password_is_roots_alone(node, fetch, apt):
+    ensure(node, source="deb https://me:secret@mirror.example/kata ./")
+    place = node.path("/etc/apt/sources.list.d/kata-charm.list")
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
 
 
 def test_only_what_we_added_goes(node, fetch, apt):

@@ -227,7 +227,7 @@ def test_the_boots_program_stands_alone_and_is_enabled(machine):
     vgpu.ensure_instances(machine, gpus(machine), "nvidia-105", 1)
     assert "systemctl enable kata-charm-vgpu.service" in machine.ran
     unit = machine.read(vgpu.BOOT_UNIT)
-    assert f"ExecStart=/usr/bin/python3 -I {vgpu.BOOT_PROGRAM} {vgpu.RECORD}" in unit
+    assert f"ExecStart=/usr/bin/python3 -I -S {vgpu.BOOT_PROGRAM} {vgpu.RECORD}" in unit
     program = machine.read(vgpu.BOOT_PROGRAM)
     assert program == pathlib.Path(vgpu_boot.__file__).read_text()
     assert "kata import" not in program

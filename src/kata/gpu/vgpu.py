@@ -36,8 +36,30 @@ ConditionPathExists={RECORD}
 
 [Service]
 Type=oneshot
-ExecStart=/usr/bin/python3 -I {BOOT_PROGRAM} {RECORD}
+ExecStart=/usr/bin/python3 -I -S {BOOT_PROGRAM} {RECORD}
 TimeoutStartSec=180
+# It writes to sysfs, and NVIDIA's sriov-manage may load a module. All else is kept from it.
+CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_SYS_ADMIN CAP_SYS_MODULE CAP_SYS_RAWIO
+IPAddressDeny=any
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+NoNewPrivileges=yes
+PrivateNetwork=yes
+PrivateTmp=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHome=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectProc=invisible
+ProtectSystem=full
+RestrictAddressFamilies=AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service @module
+UMask=0077
 
 [Install]
 WantedBy=multi-user.target

@@ -5,12 +5,15 @@ is a file of ours, and apt-get is run through the node: apt's own words are the 
 not", and charmhelpers drops them and tries in vain for two minutes.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import re
-from collections.abc import Callable, Collection, Iterable
+import signal
+from collections.abc import Callable, Collection, Generator, Iterable
 from typing import Any
 
 from kata import problems
@@ -42,6 +45,8 @@ _APT = (
     "--option=Acquire::Retries=3",
 )
 _SECONDS = 1800
+# A key server, or Launchpad, may be slow; charmhelpers itself would wait for ever.
+_SOURCE_SECONDS = 300
 # Whoever holds the lock, or serves the packages, may be back the next time.
 _PASSING = re.compile(
     r"could not get lock|unable to acquire|another process using it|failed to fetch|timed out"
@@ -84,7 +89,10 @@ def ensure(
     before, former = _source_files(node), node.read(_SOURCE)
     try:
         if source.startswith("deb "):
-            node.write(_SOURCE, f"# The option package-source of the Juju charm kata.\n{source}\n")
+            # A line with a password is nothing for other users of the machine.
+            mode = 0o600 if "@" in source else 0o644
+            text = f"# The option package-source of the Juju charm kata.\n{source}\n"
+            node.write(_SOURCE, text, mode=mode)
         else:
             node.remove(_SOURCE)
         named = "distro" if source.startswith("deb ") or not source else source
@@ -223,15 +231,42 @@ def _install(
     node.write(release.PACKAGES, json.dumps(record) + "\n", mode=0o600)
 
 
+@contextlib.contextmanager
+def _bounded(seconds: float) -> Generator[None]:
+    """Have the programs that charmhelpers starts come from the fixed PATH, and end in time.
+
+    Raises:
+        TimeoutError: they did not.
+    """
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+
+    path, former = os.environ.get("PATH", ""), signal.signal(signal.SIGALRM, late)
+    os.environ["PATH"] = kata_node.PATH
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+        os.environ["PATH"] = path
+
+
 def _add_source(source: str, key: str) -> None:
     import importlib
     import subprocess
 
     fetch: Any = importlib.import_module("charmhelpers.fetch")
     try:
-        fetch.add_source(source, key or None, fail_invalid=True)
+        with _bounded(_SOURCE_SECONDS):
+            fetch.add_source(source, key or None, fail_invalid=True)
     except AttributeError as error:  # how charmhelpers takes it that gpg finds no key
         raise problems.Blocked("option package-key: gpg finds no key in it; correct it") from error
+    except TimeoutError as error:
+        raise problems.Waiting(
+            f"option package-source or package-key: {error}; tried again at the next hook"
+        ) from error
     except (fetch.SourceConfigError, subprocess.CalledProcessError, OSError) as error:
         raise problems.Blocked(
             f"option package-source or package-key: {error}"[:150] + "; correct it"
