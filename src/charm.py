@@ -146,12 +146,12 @@ class KataCharm(ops.CharmBase):
     def _on_stop(self, _: ops.StopEvent) -> None:
         """Leave the cluster and then the machine, unless another unit goes on there."""
         self._leave_cluster()
+        self.control_plane.forget()  # first: its folder goes with the machine's part
         if tenancy.leave(self.node, self.unit.name) is None:
             options = None
             with contextlib.suppress(problems.Problem):
                 options = settings.read(self.config)
             workload.remove(self.node, options)
-        self.control_plane.forget()
 
     def _leave_cluster(self) -> None:
         """Take the label off before Kata goes, and the RuntimeClasses with the application.
