@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kata import problems
-from kata.gpu import pci, vfio
+from kata.gpu import holders, pci, vfio
 from tests.unit import cards
 
 P100S = ("0000:04:00.0", "0000:84:00.0")
@@ -278,7 +278,7 @@ def test_a_binding_that_somebody_changed_is_left_to_them(machine):
 
 def test_device_files_of_old_and_new_kernels(machine):
     device = "/sys/bus/pci/devices/0000:84:00.0"
-    assert vfio.device_files(machine, device, 54) == ()
+    assert holders.vfio_files(machine, device, 54) == ()
     machine.lay(
         {
             "/sys/devices/0000:84:00.0/vfio-dev/vfio3/dev": "",
@@ -286,5 +286,5 @@ def test_device_files_of_old_and_new_kernels(machine):
             "/dev/vfio/54": "",
         }
     )
-    assert vfio.device_files(machine, device, 54) == ("/dev/vfio/54", "/dev/vfio/devices/vfio3")
-    assert vfio.device_files(machine, device, None) == ("/dev/vfio/devices/vfio3",)
+    assert holders.vfio_files(machine, device, 54) == ("/dev/vfio/54", "/dev/vfio/devices/vfio3")
+    assert holders.vfio_files(machine, device, None) == ("/dev/vfio/devices/vfio3",)

@@ -9,6 +9,7 @@ from kata import problems, settings
 from kata.gpu import (
     configuration,
     guest_kernel,
+    holders,
     iommu,
     mdev,
     pci,
@@ -70,7 +71,7 @@ def _gpus(
             name=names.get(function.ids, "unknown to this machine's pci.ids"),
             chosen=function in chosen,
             members=tuple(each for each in group if each.bdf != function.bdf),
-            vfio_files=vfio.device_files(node, f"{pci.DEVICES}/{function.bdf}", function.group),
+            vfio_files=holders.vfio_files(node, f"{pci.DEVICES}/{function.bdf}", function.group),
             types=tuple(each for each in types if each.parent in family),
         )
 

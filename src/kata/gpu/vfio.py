@@ -5,16 +5,13 @@ touched. At boot a udev rule does the same before any driver's module is loaded.
 written down first, with the driver that it was taken from: that is what is given back.
 """
 
-import contextlib
-import dataclasses
-import fnmatch
 import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
 
 from kata import problems
-from kata.gpu import nouveau, pci
+from kata.gpu import holders, nouveau, pci
 from kata.machine import node as kata_node
 
 DRIVER = "vfio-pci"
@@ -30,43 +27,6 @@ HARMLESS = (None, DRIVER, "pci-stub")
 # The drivers by which a host uses a GPU itself. nouveau is not among them: it binds to whatever
 # it finds, and nobody computes with it.
 HOST_DRIVERS = ("nvidia",)
-
-
-@dataclasses.dataclass(frozen=True)
-class Holder:
-    """A process that has a device file open."""
-
-    pid: int
-    name: str
-
-    def __str__(self) -> str:
-        """For a status line."""
-        return f"{self.name} ({self.pid})"
-
-
-def holders(node: kata_node.Node, *patterns: str) -> tuple[Holder, ...]:
-    """Return the processes that have a file open that matches, as in a shell, a pattern."""
-    found: list[Holder] = []
-    for process in sorted(node.path("/proc").glob("[0-9]*"), key=lambda each: int(each.name)):
-        opened = _open_files(process)
-        if any(fnmatch.filter(opened, pattern) for pattern in patterns):
-            name = (node.read(f"/proc/{process.name}/comm") or "?").strip()
-            found.append(Holder(int(process.name), name))
-    return tuple(found)
-
-
-def device_files(node: kata_node.Node, device: str, group: int | None) -> tuple[str, ...]:
-    """Return the files under /dev/vfio by which a virtual machine opens a device, if they exist.
-
-    Args:
-        node: the machine.
-        device: its folder in sysfs: a PCI function's, or a mediated device's.
-        group: its IOMMU group.
-    """
-    candidates = [f"/dev/vfio/{group}"] if group is not None else []
-    # Since Linux 6.6 a device also has a file of its own.
-    candidates += [f"/dev/vfio/devices/{name}" for name in node.names(f"{device}/vfio-dev")]
-    return tuple(path for path in candidates if node.exists(path))
 
 
 def endpoints(
@@ -100,7 +60,7 @@ def obstacles(
     for gpu in gpus:
         if gpu.driver == DRIVER:
             continue
-        users = holders(node, *_host_files(node, gpu))
+        users = holders.having_open(node, *_host_files(node, gpu))
         if gpu.driver in HOST_DRIVERS or users:
             used_by = ", ".join(map(str, users)) or "no process just now"
             reasons.append(
@@ -179,8 +139,8 @@ def give_back(node: kata_node.Node, keep: Iterable[str] = ()) -> bool:
     _persist(node, found, kept, leaving)
     for each in present:
         # The kernel would keep us waiting until the virtual machine has gone.
-        files = device_files(node, f"{pci.DEVICES}/{each.bdf}", each.group)
-        users = holders(node, *files) if each.driver == DRIVER else ()
+        files = holders.vfio_files(node, f"{pci.DEVICES}/{each.bdf}", each.group)
+        users = holders.having_open(node, *files) if each.driver == DRIVER else ()
         if users:
             raise problems.Waiting(
                 f"{each.bdf} is still used by {', '.join(map(str, users))}: it goes back to the "
@@ -313,12 +273,3 @@ def _consoles(node: kata_node.Node) -> set[str]:
     """Return the addresses of the functions that a framebuffer console is on."""
     devices = node.path("/sys/class/graphics").glob("fb*/device")
     return {pathlib.PurePath(os.readlink(link)).name for link in devices if link.is_symlink()}
-
-
-def _open_files(process: pathlib.Path) -> tuple[str, ...]:
-    targets: list[str] = []
-    with contextlib.suppress(OSError):  # the process has ended
-        for descriptor in os.scandir(process / "fd"):
-            with contextlib.suppress(OSError):  # closed meanwhile
-                targets.append(os.readlink(descriptor.path))
-    return tuple(targets)

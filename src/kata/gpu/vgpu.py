@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TypedDict
 
 from kata import problems
-from kata.gpu import mdev, pci, vfio, vgpu_driver
+from kata.gpu import holders, mdev, pci, vgpu_driver
 from kata.machine import node as kata_node
 
 RECORD = "/var/lib/kata-charm/vgpu.json"
@@ -281,9 +281,9 @@ def _destroy(node: kata_node.Node, names: set[str]) -> bool:
     return _write(node, record)
 
 
-def _users(node: kata_node.Node, instance: mdev.Instance) -> tuple[vfio.Holder, ...]:
+def _users(node: kata_node.Node, instance: mdev.Instance) -> tuple[holders.Holder, ...]:
     device = f"{mdev.DEVICES}/{instance.uuid}"
-    return vfio.holders(node, *vfio.device_files(node, device, instance.group))
+    return holders.having_open(node, *holders.vfio_files(node, device, instance.group))
 
 
 def _no_room(wanted: str, count: int, fit: int) -> problems.Blocked:
