@@ -8,7 +8,13 @@ from kata import problems
 from kata.gpu import configuration as gpu_configuration
 from kata.gpu import preparation
 from kata.gpu import recipes as gpu_recipes
-from tests.unit import cards, kata_releases, test_guest_image, test_guest_kernel
+from tests.unit import (
+    cards,
+    kata_releases,
+    test_gpu_recipes,
+    test_guest_image,
+    test_guest_kernel,
+)
 
 FOLDER = "/opt/kata/share/defaults/kata-containers"
 SHARE = "/opt/kata/share/kata-containers"
@@ -280,6 +286,34 @@ def test_the_deploy_records_own_way(machine):
         ("hypervisor.qemu", "pcie_root_port"): 3,
         ("hypervisor.qemu", "default_memory"): 8192,
         ("hypervisor.qemu", "kernel"): BUILT,
+    }
+
+
+@pytest.mark.parametrize("plug", test_gpu_recipes.PLUGS)
+@pytest.mark.parametrize("mode", ["passthrough", "vgpu"])
+@pytest.mark.parametrize("version", test_gpu_recipes.GENERATIONS)
+def test_every_generation_mode_and_plug(tmp_path, version, mode, plug):
+    """Two Tesla P100, or two vGPUs of one, against the table that was written by hand."""
+    machine = cards.Machine(tmp_path)
+    for bdf, group in (("0000:04:00.0", 45), ("0000:84:00.0", 54)):
+        machine.card(bdf, **cards.P100, group=group)
+    machine.offers("0000:04:00.0", {"nvidia-105": ("GRID P100-8Q", 2)})
+    machine.lay({PLAIN: GUEST.format("/k", "/i")})
+    more = {"vgpu_type": "nvidia-105", "vgpu_count": 2} if mode == "vgpu" else {}
+    asked = options(mode, gpu_plug=plug, gpu_guest_kernel=kernel(machine, "/srv/vmlinuz"), **more)
+    assert preparation.ensure_host(machine, asked).changed
+    generation = test_gpu_recipes.GENERATIONS[version]
+    expected = test_gpu_recipes.GO[generation, plug, mode == "passthrough"]
+    release = installed(test_gpu_recipes.number(version))
+    if expected is None:
+        with pytest.raises(problems.Blocked, match=f"gpu-plug={plug}: "):
+            gpu_configuration.configuration(machine, asked, release)
+        return
+    made = gpu_configuration.configuration(machine, asked, release)
+    assert test_gpu_recipes.in_table(made.changes, "hypervisor.qemu") == {
+        **expected,
+        "default_memory": 8192,
+        "kernel": "/srv/vmlinuz",
     }
 
 
