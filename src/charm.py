@@ -7,6 +7,8 @@ be remembered that the machine itself can tell.
 """
 
 import contextlib
+import functools
+import json
 import logging
 import os
 import pathlib
@@ -14,23 +16,22 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import ops
-from charms.kata.v0 import untrusted_container_runtime as untrusted
 
-import control_plane
-from kata import handlers, problems, settings, workload
-from kata.cluster import node_labels, runtime_classes
-from kata.containerd import config as containerd_config
-from kata.containerd import sections as containerd_sections
+from kata import problems, report, unchanged
 from kata.machine import node, tenancy
-from kata.release import release
 
+# What a hook that finds nothing to do can do without is imported where it is needed.
 if TYPE_CHECKING:
+    import control_plane
+    from kata import settings
+    from kata.cluster import runtime_classes
     from kata.gpu import configuration as gpu_configuration
 
 log = logging.getLogger(__name__)
 
 ENDPOINTS = ("containerd", "node", "untrusted", "kube-control")
-RESOURCES = ("kata-archive", "guest-kernel", "vgpu-driver")
+RESOURCES = ("kata-archive",)
+GPU_RESOURCES = ("guest-kernel", "vgpu-driver")
 
 
 class KataCharm(ops.CharmBase):
@@ -39,8 +40,6 @@ class KataCharm(ops.CharmBase):
     def __init__(self, framework: ops.Framework) -> None:
         super().__init__(framework)
         self.node = node.Node()
-        self.control_plane = control_plane.Requirer(self, self.node)
-        self.untrusted = untrusted.RuntimeRequirer(self)
         self._unit_statuses: list[ops.StatusBase] = []
         self._app_statuses: list[ops.StatusBase] = []
         _pass_proxies_on()
@@ -52,7 +51,6 @@ class KataCharm(ops.CharmBase):
             self.on.config_changed,
             self.on.update_status,
             self.on.leader_elected,
-            self.on.secret_changed,
         ):
             framework.observe(event, self._reconcile)
         for endpoint in ENDPOINTS:
@@ -61,6 +59,7 @@ class KataCharm(ops.CharmBase):
             framework.observe(events.relation_changed, self._reconcile)
             framework.observe(events.relation_broken, self._reconcile)
         framework.observe(self.on["kube-control"].relation_departed, self._on_departed)
+        framework.observe(self.on.secret_changed, self._on_secret_changed)
         framework.observe(self.on.stop, self._on_stop)
         framework.observe(self.on.collect_unit_status, self._on_collect_unit_status)
         framework.observe(self.on.collect_app_status, self._on_collect_app_status)
@@ -74,51 +73,102 @@ class KataCharm(ops.CharmBase):
 
         The node's work and the cluster's do not hold each other up.
         """
+        routine = isinstance(event, ops.UpdateStatusEvent)
         with self._collected(self._unit_statuses):
-            options = settings.read(self.config)
-            report = None
-            with self._collected(self._unit_statuses):
-                # What containerd did not live with is not tried on pods every five minutes.
-                again = not isinstance(event, ops.UpdateStatusEvent)
-                report = self._ensure_node(options, again=again)
-                self._unit_statuses.append(ops.ActiveStatus(report.message))
-                if report.problem:
-                    raise report.problem
+            found = self._unchanged() if routine else None
+            if found:
+                self._unit_statuses.append(ops.ActiveStatus(found.message))
+                if not self.model.relations["kube-control"]:
+                    return  # and so nothing in the cluster can have changed for us
+            else:
+                from kata import settings
+
+                options = settings.read(self.config)
+                with self._collected(self._unit_statuses):
+                    # What containerd did not live with is not tried on pods every five minutes.
+                    found = self._ensure_node(options, again=not routine)
+                    self._unit_statuses.append(ops.ActiveStatus(found.message))
+                    if found.problem:
+                        raise found.problem
             with self._collected(self._unit_statuses):
                 self.control_plane.request()
-                if report:
-                    self._ensure_labels(options, report)
+                if found:
+                    self._ensure_labels(found)
             if self.unit.is_leader():
                 with self._collected(self._app_statuses):
-                    self._app_statuses.append(self._ensure_runtime_classes(options))
+                    self._app_statuses.append(self._ensure_runtime_classes())
 
-    def _ensure_node(self, options: settings.Settings, *, again: bool) -> workload.Report:
+    def _unchanged(self) -> report.Report | None:
+        """Return how the node is, if a look shows that nothing is to be done.
+
+        Resources are not looked at: Juju runs upgrade-charm when one is attached.
+        """
+        if tenancy.join(self.node, self.unit.name) != self.unit.name:
+            return None
+        known = unchanged.recall(self.node, self._asked)
+        return report.Report(**known) if known else None
+
+    def _ensure_node(self, options: "settings.Settings", *, again: bool) -> report.Report:
         """Do the node's work, if it is this unit's turn."""
+        from kata import workload
+
+        unchanged.forget(self.node)
         turn = tenancy.join(self.node, self.unit.name)
         if turn != self.unit.name:
-            return workload.Report(None, notes=(f"standing by: {turn} runs Kata here",))
-        report = workload.ensure(
-            self.node, options, self._attached(), self._show_progress, again=again
+            return report.Report(None, notes=(f"standing by: {turn} runs Kata here",))
+        witness = unchanged.Witness(self.node)
+        done = workload.ensure(
+            witness, options, self._attached(options), self._show_progress, again=again
         )
-        if report.release:
-            self.unit.set_workload_version(report.release.version)
-            self.untrusted.publish(_runtime(report.loaded[0]))
-        return report
+        if done.version:
+            self.unit.set_workload_version(done.version)
+            self._tell_containerds_charm(done.config_path)
+            if options.gpu_mode == "none":  # what a GPU is like shows in more than files
+                unchanged.keep(
+                    witness,
+                    self._asked,
+                    {"version": done.version, "handlers": done.handlers, "notes": done.notes},
+                )
+        return done
 
-    def _ensure_labels(self, options: settings.Settings, report: workload.Report) -> None:
+    def _tell_containerds_charm(self, config_path: str) -> None:
+        """Tell no more than stays as it is: the containerd charm may ask once."""
+        from charms.kata.v0 import untrusted_container_runtime as untrusted
+
+        from kata.containerd import config, sections
+        from kata.release import release
+
+        handler = untrusted.Handler(
+            runtime_type=config.RUNTIME_TYPE,
+            runtime_path=release.SHIM_LINK,
+            config_path=config_path,
+            annotations=tuple(sections.ANNOTATIONS),
+        )
+        # The containerd charm makes the name of the shim of it: no other than kata will do.
+        runtime = untrusted.Runtime("kata", release.SHIM_LINK, handler)
+        untrusted.RuntimeRequirer(self).publish(runtime)
+
+    def _ensure_labels(self, found: report.Report) -> None:
         """Label this machine's node in the cluster as far as it is ready."""
-        if not report.release:
+        from kata.cluster import node_labels
+
+        if not found.version:
             return
+        wanted = bool(self.config["label-nodes"])
         labels = {
-            node_labels.READY: "true" if options.label_nodes else None,
-            node_labels.GPU: "true" if options.label_nodes and report.gpus else None,
+            node_labels.READY: "true" if wanted else None,
+            node_labels.GPU: "true" if wanted and found.gpus else None,
         }
         with self.control_plane.server() as server:
             if server:
                 node_labels.ensure(server, self.node, labels)
 
-    def _ensure_runtime_classes(self, options: settings.Settings) -> ops.StatusBase:
+    def _ensure_runtime_classes(self) -> ops.StatusBase:
         """Make the RuntimeClasses, which are the leader's, and tell of them."""
+        from kata import handlers, settings, workload
+        from kata.cluster import runtime_classes
+
+        options = settings.read(self.config)
         classes = [
             runtime_classes.RuntimeClass(
                 name=each.name,
@@ -136,6 +186,10 @@ class KataCharm(ops.CharmBase):
             runtime_classes.ensure_runtime_classes(server, self._owner, classes)
         return ops.ActiveStatus(f"RuntimeClass {names}")
 
+    def _on_secret_changed(self, event: ops.SecretChangedEvent) -> None:
+        self.control_plane.forget()
+        self._reconcile(event)
+
     # Going
 
     def _on_departed(self, event: ops.RelationDepartedEvent) -> None:
@@ -145,6 +199,8 @@ class KataCharm(ops.CharmBase):
 
     def _on_stop(self, _: ops.StopEvent) -> None:
         """Leave the cluster and then the machine, unless another unit goes on there."""
+        from kata import settings, workload
+
         self._leave_cluster()
         self.control_plane.forget()  # first: its folder goes with the machine's part
         if tenancy.leave(self.node, self.unit.name) is None:
@@ -158,6 +214,8 @@ class KataCharm(ops.CharmBase):
 
         A control plane that does not answer does not keep the unit from going.
         """
+        from kata.cluster import node_labels, runtime_classes
+
         access = self.control_plane.last_access()
         last = self.unit.is_leader() and self.app.planned_units() == 0
         if not access or not (last or tenancy.is_alone(self.node, self.unit.name)):
@@ -178,32 +236,50 @@ class KataCharm(ops.CharmBase):
         """Have the actions answered; no hook pays for importing what answers them."""
         import actions
         import gpu_actions
+        from kata import settings, workload
+        from kata.release import release
 
         def installed(options: settings.Settings) -> "gpu_configuration.Installed | None":
             found = release.installed(self.node)
             return workload.for_gpus(self.node, options, found) if found else None
 
         self.sandbox_actions = actions.SandboxActions(self, self.node, self.control_plane.server)
-        self.gpu_actions = gpu_actions.GpuActions(
-            self, self.node, installed, lambda name: self._attached().get(name)
-        )
+        self.gpu_actions = gpu_actions.GpuActions(self, self.node, installed, self._fetched)
 
     # What Juju knows
 
+    @functools.cached_property
+    def control_plane(self) -> "control_plane.Requirer":
+        """Our end of kube-control."""
+        import control_plane
+
+        return control_plane.Requirer(self, self.node)
+
     @property
-    def _owner(self) -> runtime_classes.Owner:
+    def _asked(self) -> str:
+        """All options, in a form that can be compared."""
+        return json.dumps(dict(self.config), sort_keys=True)
+
+    @property
+    def _owner(self) -> "runtime_classes.Owner":
+        from kata.cluster import runtime_classes
+
         return runtime_classes.Owner(self.app.name, self.model.uuid)
 
-    def _attached(self) -> dict[str, pathlib.Path]:
-        """Return the files of the resources that are attached and not empty."""
-        found: dict[str, pathlib.Path] = {}
-        for name in RESOURCES:
-            # Juju's word for a resource that nobody has attached is an error.
-            with contextlib.suppress(ops.ModelError):
-                path = self.model.resources.fetch(name)
-                if path.stat().st_size:
-                    found[name] = path
-        return found
+    def _attached(self, options: "settings.Settings") -> dict[str, pathlib.Path]:
+        """Return the files of the resources that are attached and not empty, as far as needed."""
+        names = RESOURCES if options.gpu_mode == "none" else RESOURCES + GPU_RESOURCES
+        found = {name: self._fetched(name) for name in names}
+        return {name: path for name, path in found.items() if path}
+
+    def _fetched(self, name: str) -> pathlib.Path | None:
+        """Return a resource's file; None where none is attached, or an empty one."""
+        # Juju's word for a resource that nobody has attached is an error.
+        with contextlib.suppress(ops.ModelError):
+            path = self.model.resources.fetch(name)
+            if path.stat().st_size:
+                return path
+        return None
 
     def _show_progress(self, words: str) -> None:
         self.unit.status = ops.MaintenanceStatus(words)
@@ -231,18 +307,6 @@ class KataCharm(ops.CharmBase):
     def _on_collect_app_status(self, event: ops.CollectStatusEvent) -> None:
         for status in self._app_statuses:
             event.add_status(status)
-
-
-def _runtime(main: handlers.Handler) -> untrusted.Runtime:
-    """Return what a containerd charm is told: no more than stays as it is, for it may ask once."""
-    handler = untrusted.Handler(
-        runtime_type=containerd_config.RUNTIME_TYPE,
-        runtime_path=release.SHIM_LINK,
-        config_path=main.configuration if main.config_path else "",
-        annotations=tuple(containerd_sections.ANNOTATIONS),
-    )
-    # The containerd charm makes the name of the shim of it: no other than kata will do.
-    return untrusted.Runtime("kata", release.SHIM_LINK, handler)
 
 
 def _pass_proxies_on() -> None:

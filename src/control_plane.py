@@ -44,7 +44,6 @@ class Requirer(ops.Object):
         self.unit = charm.unit
         self.machine = machine
         self._file = f"{tenancy.STATE}/access-{charm.unit.name.replace('/', '-')}.json"
-        self.framework.observe(charm.on.secret_changed, self._on_secret_changed)
 
     def request(self) -> bool:
         """Ask for credentials; return True if the request has changed."""
@@ -97,7 +96,7 @@ class Requirer(ops.Object):
         return credentials.load(self.machine, self._file)
 
     def forget(self) -> bool:
-        """Forget the credentials; return True if there were any."""
+        """Forget the credentials, as when a secret has changed; return True if there were any."""
         return self.machine.remove(self._file)
 
     @contextlib.contextmanager
@@ -121,9 +120,6 @@ class Requirer(ops.Object):
             server.close()
             if server.refused:
                 self.forget()  # so that the next event reads what has been sent since
-
-    def _on_secret_changed(self, _: ops.SecretChangedEvent) -> None:
-        self.forget()
 
     def _relation(self) -> ops.Relation | None:
         return self.model.get_relation(ENDPOINT)

@@ -19,6 +19,7 @@ from kata.containerd import handlers as containerd_handlers
 from kata.machine import host, modules, tenancy
 from kata.machine import node as kata_node
 from kata.release import installation, packages, release, sources
+from kata.report import Report
 
 if TYPE_CHECKING:
     from kata.gpu import configuration as gpu_configuration
@@ -26,31 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str], object]
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """How a node is, after `ensure`."""
-
-    release: release.Release | None
-    """None where Kata is not installed by this unit."""
-    loaded: tuple[handlers.Handler, ...] = ()
-    """The handlers that containerd has loaded, the main one first."""
-    gpus: tuple[str, ...] = ()
-    """Addresses of the GPUs that sandboxes can have."""
-    notes: tuple[str, ...] = ()
-    """What the operator should know, and need not act on."""
-    problem: problems.Problem | None = None
-    """What keeps a part from being ready that ordinary sandboxes do not need."""
-
-    @property
-    def message(self) -> str:
-        """One line for the unit's status."""
-        if not self.release:
-            return "; ".join(self.notes)
-        names = ", ".join(each.name for each in self.loaded)
-        behind = f"{self.release.version}; {names}"
-        return "; ".join((f"Kata runtime available ({behind})", *self.notes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +91,9 @@ def ensure(
         log.info("kept for the sandboxes that run from them: %s", ", ".join(kept))
     packages.remove_dead_source(node)
     return Report(
-        installed,
-        wanted,
+        installed.version,
+        tuple(each.name for each in wanted),
+        wanted[0].configuration if wanted[0].config_path else "",
         gpus.addresses,
         (*gpus.notes, *_doubts(node, installed, wanted[0].shim, found.release)),
         gpus.problem,

@@ -90,7 +90,9 @@ def test_kata_and_ordinary_containers_run(unit):
 
 
 def test_a_second_reconcile_changes_nothing(unit):
+    assert unit.dispatch("config-changed").ok  # notes that there was nothing to do
     first = view.look(unit.node)
+    assert "/run/kata-charm/unchanged.json" in first.files
     for event in ("config-changed", "update-status"):
         assert unit.dispatch(event).ok
     assert view.look(unit.node) == first

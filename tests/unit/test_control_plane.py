@@ -95,7 +95,11 @@ class Kata(ops.CharmBase):
         super().__init__(framework)
         self.plane = control_plane.Requirer(self, self.machine)
         framework.observe(self.on.update_status, self._do)
-        framework.observe(self.on.secret_changed, self._do)
+        framework.observe(self.on.secret_changed, self._renew)
+
+    def _renew(self, event):
+        self.plane.forget()
+        self._do(event)
 
     def _do(self, _):
         self.result = type(self).did(self.plane)

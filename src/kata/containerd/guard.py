@@ -94,6 +94,7 @@ def pack() -> bytes:
 
 def _ensure_program(machine: node.Node) -> bool:
     made_from = _made_from(machine)
+    machine.path(PROGRAM)  # so that a witness knows what this depends on
     if machine.read(_MADE_FROM) == made_from:
         return False
     changed = machine.write(PROGRAM, pack().decode("utf-8", "surrogateescape"))

@@ -122,15 +122,15 @@ def remove(machine: node.Node, containerd: Containerd | None) -> bool:
 def _is_settled(
     machine: node.Node, containerd: Containerd, memory: Memory | None, source: str
 ) -> bool:
+    recorded = (machine.read(containerd_memory.FACTS) or "").encode("utf-8", "surrogateescape")
+    for path in facts.paths(recorded):
+        machine.path(path)  # so that a witness knows what this depends on
     return (
         memory is not None
         and memory.source == source
         and (memory.config, memory.binary) == (containerd.config, containerd.binary)
         and not machine.exists(_PENDING)
-        and facts.hold(
-            (machine.read(containerd_memory.FACTS) or "").encode("utf-8", "surrogateescape"),
-            str(machine.root),
-        )
+        and facts.hold(recorded, str(machine.root))
     )
 
 

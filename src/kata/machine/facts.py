@@ -5,7 +5,7 @@ compares bytes and imports nothing beyond `os`.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 Fact = tuple[str, str]
 """A kind (`file`, `names` or `stat`) and a path."""
@@ -29,18 +29,36 @@ def record(facts: Iterable[Fact], root: str = "/") -> bytes:
 
 def hold(recorded: bytes, root: str = "/") -> bool:
     """Return whether everything is as it was recorded; a record that is none does not hold."""
-    position = 0
+    above = os.fsencode(root.rstrip("/"))
     try:
-        while position < len(recorded):
-            end = recorded.index(b"\n", position)
-            kind, size, path = recorded[position:end].split(b" ", 2)
-            position = end + 1 + int(size)
-            seen = _look(kind.decode(), os.fsencode(root.rstrip("/")) + path)
-            if seen != recorded[end + 1 : position]:
+        for kind, path, seen in _entries(recorded):
+            if seen != _look(kind, above + path):
                 return False
     except ValueError:
         return False
     return recorded != b""
+
+
+def paths(recorded: bytes) -> list[str]:
+    """Return what a record is about; nothing where it is none."""
+    try:
+        return [os.fsdecode(path) for _, path, _ in _entries(recorded)]
+    except ValueError:
+        return []
+
+
+def _entries(recorded: bytes) -> Iterator[tuple[str, bytes, bytes]]:
+    """Yield kind, path and what was seen.
+
+    Raises:
+        ValueError: it is no record.
+    """
+    position = 0
+    while position < len(recorded):
+        end = recorded.index(b"\n", position)
+        kind, size, path = recorded[position:end].split(b" ", 2)
+        position = end + 1 + int(size)
+        yield kind.decode(), path, recorded[end + 1 : position]
 
 
 def _look(kind: str, path: bytes) -> bytes:

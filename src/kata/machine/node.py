@@ -257,7 +257,6 @@ class Node:
         given = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         # A hook's own PYTHONPATH and the like must not reach the programs of the machine.
         environment = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", **given, **(env or {})}
-        log.debug("running %s", argv)
         try:
             done = subprocess.run(
                 argv,
@@ -275,6 +274,9 @@ class Node:
             ran = Ran(127, "", os.strerror(error.errno) if error.errno else str(error))
         except ValueError as error:  # a word that has a NUL in it, or can be none in this encoding
             ran = Ran(127, "", str(error))
+        if not ran.ok:
+            # Juju takes a process to write a line of its log: a command that works writes none.
+            log.debug("%s: %s", argv, ran.words)
         if check and not ran.ok:
             raise CommandFailed(argv, ran)
         return ran
