@@ -100,14 +100,13 @@ class SandboxActions(ops.Object):
         with answers.answering(event, None):
             options = settings.read(self._charm.config)
             found = daemon.find(self._node, options)
-            address, state = found.address(self._node), found.state(self._node)
-            service = throwaway.Service(address, found.ctr, found.release)
+            service = throwaway.service(self._node, found)
             handler = str(event.params.get("handler") or options.runtime_class)
             image = str(event.params.get("image") or "")
             timeout = float(event.params.get("timeout") or 120)
             if event.params.get("level") != "pod":
                 verdict = verify.sandbox(
-                    self._node, service, state, handler, image=image, timeout=timeout
+                    self._node, service, handler, image=image, timeout=timeout
                 )
             else:
                 with self._server() as server:
@@ -116,7 +115,7 @@ class SandboxActions(ops.Object):
                             "level=pod needs the API: integrate kube-control, or use level=node"
                         )
                     verdict = verify_pod.pod(
-                        self._node, service, state, server, handler, image=image, timeout=timeout
+                        self._node, service, server, handler, image=image, timeout=timeout
                     )
             told = _told(verdict)
             answers.give(

@@ -66,6 +66,7 @@ def ensure(
         overlay.read(options.kata_config)
     found = daemon.find(node, options)
     host.ensure_ready(node)
+    _clear_proof(node, found)
     archive = attached.get(sources.RESOURCE)
     if not archive and not options.packages:
         # Refuse before some hundred megabytes are downloaded for nothing.
@@ -134,11 +135,13 @@ def remove(node: kata_node.Node, options: settings.Settings | None) -> None:
         options: the charm's, which may say where containerd is; None if they cannot be read.
     """
 
-    def containerds_own() -> None:
-        found = None
+    def containerd() -> daemon.Containerd | None:
         with contextlib.suppress(problems.Problem):
-            found = daemon.find(node, options) if options else None
-        containerd_handlers.remove(node, found)
+            return daemon.find(node, options) if options else None
+
+    def proofs() -> None:
+        if found := containerd():
+            _clear_proof(node, found)
 
     def releases() -> None:
         if kept := installation.remove(node):
@@ -150,8 +153,9 @@ def remove(node: kata_node.Node, options: settings.Settings | None) -> None:
         preparation.undo(node)
 
     steps: tuple[Callable[[], object], ...] = (
+        proofs,
         lambda: guard.remove(node),
-        containerds_own,
+        lambda: containerd_handlers.remove(node, containerd()),
         lambda: handler_files.remove(node),
         gpus,
         releases,
@@ -163,6 +167,18 @@ def remove(node: kata_node.Node, options: settings.Settings | None) -> None:
             step()
         except (problems.Problem, OSError) as problem:
             log.warning("left on the machine: %s", problem)
+
+
+def _clear_proof(node: kata_node.Node, found: daemon.Containerd) -> None:
+    """Remove the sandbox that a killed verify-sandbox has left; no hook fails for it."""
+    if not node.exists(tenancy.PROOF):
+        return
+    from kata.sandbox import throwaway, verify
+
+    try:
+        verify.clear(node, throwaway.service(node, found))
+    except problems.Problem as problem:
+        log.warning("a verify-sandbox was killed, and what it has left stays: %s", problem)
 
 
 def _ensure_gpus(

@@ -59,7 +59,7 @@ class Machine(LocalContainerd):
 
     @property
     def service(self):
-        return throwaway.Service(f"{self.root}/c.sock", str(CTR), release())
+        return throwaway.Service(f"{self.root}/c.sock", str(CTR), release(), f"{self.root}/run")
 
     def start(self):
         # Shims of the same release come first.
@@ -75,9 +75,7 @@ class Machine(LocalContainerd):
         return subprocess.run(argv, capture_output=True, check=True, timeout=60, **more).stdout
 
     def prove(self, handler, **more):
-        return verify.sandbox(
-            self, self.service, f"{self.root}/run", handler, **{"timeout": 20, **more}
-        )
+        return verify.sandbox(self, self.service, handler, **{"timeout": 20, **more})
 
     def traces(self):
         """Return whatever a proof has left."""

@@ -59,10 +59,11 @@ def test_runcs_own_options():
 )
 def test_the_specification(kind, table, cgroup):
     handler = cri.Handler("h", kind, options=table)
-    message = oci.specification(handler, "parent", "one", ("/probe",))
+    message = oci.specification(handler, "parent", "one", ("/probe",), "/n")
     assert protobuf.text(message, 1) == "types.containerd.io/opencontainers/runtime-spec/1/Spec"
     spec = json.loads(protobuf.text(message, 2))
     assert spec["process"]["args"] == ["/probe"]
     assert spec["linux"]["cgroupsPath"] == cgroup
     assert {each["type"] for each in spec["linux"]["namespaces"]} >= {"pid", "network", "mount"}
+    assert {"type": "network", "path": "/n"} in spec["linux"]["namespaces"]
     assert "/dev/shm" in {each["destination"] for each in spec["mounts"]}

@@ -189,8 +189,8 @@ VERDICT = verify.Verdict(
 def test_verify_sandbox(run, machine, monkeypatch):
     asked = []
 
-    def prove(node, service, state, handler, **more):
-        asked.append((service, state, handler, more))
+    def prove(node, service, handler, **more):
+        asked.append((service, handler, more))
         return VERDICT
 
     monkeypatch.setattr(verify, "sandbox", prove)
@@ -207,7 +207,7 @@ def test_verify_sandbox(run, machine, monkeypatch):
     }
     service = throwaway.Service("/run/containerd/containerd.sock", "/usr/bin/ctr", (1, 7, 24))
     more = {"image": "", "timeout": 77.0}
-    assert asked == [(service, "/run/containerd", "kata", more)]
+    assert asked == [(service, "kata", more)]
 
 
 def test_a_handler_that_does_not_isolate_fails_with_all_results(run, machine, monkeypatch):
@@ -230,7 +230,7 @@ def test_a_known_cause_comes_with_its_remedy(run, machine, monkeypatch):
 def test_level_pod_goes_through_the_api(run, machine, monkeypatch):
     asked = []
 
-    def prove(node, service, state, server, handler, **more):
+    def prove(node, service, server, handler, **more):
         asked.append((server, handler))
         return VERDICT
 

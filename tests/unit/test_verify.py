@@ -1,5 +1,6 @@
 """The proof that a handler isolates: what counts, and how it ends."""
 
+import json
 import os
 import signal
 import threading
@@ -7,12 +8,14 @@ import time
 
 import pytest
 
-from kata import problems
-from kata.containerd import cri
+from kata import problems, workload
+from kata.containerd import cri, grpc
+from kata.containerd.protobuf import message, messages, text
 from kata.machine import tenancy
 from kata.sandbox import hypervisor, throwaway, verify
 from kata.sandbox.probe import Kernel
 from kata.sandbox.sandboxes import Sandbox
+from tests.node import standin
 from tests.unit import kata_machine
 
 HOST, GUEST = Kernel("6.8.0-45-generic", "#45-Ubuntu"), Kernel("6.12.1", "#1 SMP Kata")
@@ -66,7 +69,7 @@ def test_a_handler_that_is_not_loaded(node, monkeypatch):
     monkeypatch.setattr(cri, "status", lambda _: cri.Status({}, kata_machine.LOADED))
     service = throwaway.Service("/run/c.sock", "/usr/bin/ctr", (1, 7, 0))
     with pytest.raises(problems.Blocked, match="no handler nope, only kata, runc, untrusted"):
-        verify.sandbox(node, service, "/run/containerd", "nope")
+        verify.sandbox(node, service, "nope")
 
 
 def test_a_backtrace_is_no_news():
@@ -145,9 +148,6 @@ class Containerd:
         self.refuses = {}
 
     def answer(self, method, request):
-        from kata.containerd import grpc
-        from kata.containerd.protobuf import message, messages, text
-
         service, _, name = method.removeprefix("containerd.services.").partition("/")
         service = service.partition(".")[0]
         key = text(request, 2) if service == "snapshots" else text(request, 1)
@@ -187,17 +187,18 @@ def containerd(node, tmp_path, monkeypatch):
     service = Service(node.path("/run/c.sock"), made.answer)
     made.calls = service.calls
     node.on("mount *")
+    node.on("unshare *")
     yield made
     service.close()
 
 
+SERVICE = throwaway.Service("/run/c.sock", "/usr/bin/ctr", (1, 7, 30))
 KATA = cri.Handler("kata", "io.containerd.kata.v2", "/usr/local/bin/shim", {"ConfigPath": "/k"})
 
 
 @pytest.fixture
 def made(node, containerd):
-    service = throwaway.Service("/run/c.sock", "/usr/bin/ctr", (1, 7, 30))
-    made = throwaway.Throwaway(node, service)
+    made = throwaway.Throwaway(node, SERVICE)
     yield made
     made.close()
 
@@ -213,12 +214,10 @@ def test_its_root_holds_the_program_and_is_unmounted_again(node, made):
     root = f"/run/kata-charm-verify/{made.id}/rootfs"
     assert node.read(f"{root}/kata-probe") == "program"
     assert node.path(f"{root}/kata-probe").stat().st_mode & 0o111
-    assert node.ran == [f"mount --options rbind,rw -- /source {node.path(root)}"]
+    assert node.ran[1:] == [f"mount --options rbind,rw -- /source {node.path(root)}"]
 
 
 def test_it_runs_as_cri_would_run_it(made, containerd):
-    from kata.containerd.protobuf import messages, text
-
     made.create(KATA, "overlayfs", "", b"program")
     made.start(KATA, "overlayfs", 5)
     container = containerd.containers[made.id]
@@ -249,6 +248,36 @@ def test_what_an_interruption_has_left_is_removed_by_the_next(node, made, contai
     assert not node.exists("/run/kata-charm-verify")
 
 
+def test_its_network_is_its_own_and_has_a_place(node, made, containerd):
+    made.create(KATA, "overlayfs", "", b"program")
+    path = node.path(f"/run/kata-charm-verify/{made.id}/net")
+    assert node.ran[0] == f"unshare --net={path} true"
+    (spaces,) = [
+        json.loads(text(messages(each, 5)[0], 2))["linux"]["namespaces"]
+        for each in containerd.containers.values()
+    ]
+    assert {"type": "network", "path": str(path)} in spaces
+
+
+def test_what_a_killed_proof_has_left_is_removed_by_the_next_hook(node, made, containerd):
+    node.write(tenancy.PROOF, made.id)
+    made.create(KATA, "overlayfs", "", b"program")
+    made.start(KATA, "overlayfs", 5)
+    verify.clear(node, SERVICE)
+    assert (containerd.containers, containerd.snapshots, containerd.tasks) == ({}, set(), set())
+    assert not node.exists("/run/kata-charm-verify")
+    assert not node.exists(tenancy.PROOF)
+
+
+def test_what_does_not_go_is_tried_again(node, made, containerd):
+    node.write(tenancy.PROOF, made.id)
+    made.create(KATA, "overlayfs", "", b"program")
+    containerd.refuses["snapshots", "Remove"] = (9, "snapshot is in use")
+    with pytest.raises(problems.Blocked, match="snapshot is in use"):
+        verify.clear(node, SERVICE)
+    assert node.exists(tenancy.PROOF)
+
+
 def test_what_cannot_be_removed_is_said(made, containerd):
     made.create(KATA, "overlayfs", "", b"program")
     containerd.refuses["snapshots", "Remove"] = (9, "snapshot is in use")
@@ -272,8 +301,6 @@ def test_silence_has_an_end(made):
 
 
 def test_an_end_before_it_says_anything_is_told_with_its_words(node, made, containerd):
-    from kata.containerd import grpc
-
     made.create(KATA, "overlayfs", "", b"program")
     containerd.refuses["tasks", "Get"] = (grpc.NOT_FOUND, "no task")
     descriptor = os.open(
@@ -291,7 +318,7 @@ def test_an_image_that_pods_use_is_copied_and_not_pulled(node, made):
     node.on("*export*", effect=lambda argv: open(argv[-2], "w").close())
     made.create(KATA, "overlayfs", "localhost/tiny:1", b"program")
     ctr = "/usr/bin/ctr --address /run/c.sock --namespace"
-    assert [line.removeprefix(ctr).split()[:3] for line in node.ran] == [
+    assert [line.removeprefix(ctr).split()[:3] for line in node.ran[1:]] == [
         ["k8s.io", "images", "ls"],
         ["k8s.io", "images", "export"],
         ["kata-charm-verify", "images", "import"],
@@ -302,7 +329,7 @@ def test_an_image_that_pods_use_is_copied_and_not_pulled(node, made):
 def test_any_other_image_is_pulled(node, made):
     node.on("/usr/bin/ctr *")
     made.create(KATA, "overlayfs", "docker.io/library/busybox:1", b"program")
-    assert "pull --snapshotter overlayfs docker.io/library/busybox:1" in node.ran[1]
+    assert "pull --snapshotter overlayfs docker.io/library/busybox:1" in node.ran[2]
 
 
 def test_an_image_that_cannot_be_had(node, made):
@@ -310,3 +337,44 @@ def test_an_image_that_cannot_be_had(node, made):
     node.on("*pull*", err="ctr: pull access denied", status=1)
     with pytest.raises(problems.Problem, match="pull access denied"):
         made.create(KATA, "overlayfs", "docker.io/library/busybox:1", b"program")
+
+
+# What a killed proof has left
+
+
+@pytest.fixture
+def machine(node, monkeypatch, tmp_path):
+    kata_machine.make(node, monkeypatch, tmp_path)
+    node.write(tenancy.PROOF, "verify-1")
+    return node
+
+
+def hook(node, tmp_path):
+    given = {"kata-archive": standin.archive(kata_machine.RELEASE, tmp_path)}
+    workload.ensure(node, kata_machine.options(), given, lambda _: None)
+
+
+def test_the_next_hook_removes_it(machine, monkeypatch, tmp_path):
+    cleared = []
+    monkeypatch.setattr(verify, "clear", lambda _, service: cleared.append(service.address))
+    hook(machine, tmp_path)
+    machine.remove(tenancy.PROOF)
+    hook(machine, tmp_path)
+    assert cleared == ["/run/containerd/containerd.sock"]
+
+
+def test_the_charm_does_not_go_without_it(machine, monkeypatch):
+    cleared = []
+    shim = machine.path(kata_machine.SHIM)
+    monkeypatch.setattr(verify, "clear", lambda *_: cleared.append(shim.is_symlink()))
+    workload.remove(machine, kata_machine.options())
+    assert cleared == [True]
+
+
+def test_no_hook_fails_for_it(machine, monkeypatch, tmp_path, caplog):
+    def refuse(*_):
+        raise problems.Waiting("another verify-sandbox runs")
+
+    monkeypatch.setattr(verify, "clear", refuse)
+    hook(machine, tmp_path)
+    assert "what it has left stays: another verify-sandbox runs" in caplog.text

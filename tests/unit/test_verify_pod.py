@@ -86,9 +86,7 @@ def prove(node, cluster):
     def prove(handler="kata", **more):
         server = api.Server(credentials.Access(cluster.url, cluster.token, cluster.ca))
         try:
-            return verify_pod.pod(
-                node, SERVICE, "/run/containerd", server, handler, **{"timeout": 5, **more}
-            )
+            return verify_pod.pod(node, SERVICE, server, handler, **{"timeout": 5, **more})
         finally:
             server.close()
 

@@ -12,6 +12,9 @@ from kata.machine import node
 STATE = "/var/lib/kata-charm"
 """Folder of what the charm itself must remember on a machine; only root may look inside."""
 
+PROOF = f"{STATE}/verify"
+"""There while verify-sandbox runs, and after one that was killed, if only by a power cut."""
+
 _UNITS = f"{STATE}/units.json"
 
 

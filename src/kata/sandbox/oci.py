@@ -50,7 +50,9 @@ def options(handler: cri.Handler, containerd: tuple[int, int, int]) -> bytes:
     return _any(name, protobuf.message((1, kind), (2, path)))
 
 
-def specification(handler: cri.Handler, parent: str, name: str, words: Sequence[str]) -> bytes:
+def specification(
+    handler: cri.Handler, parent: str, name: str, words: Sequence[str], network: str
+) -> bytes:
     """Return the specification of a container that has no more than it needs.
 
     Args:
@@ -58,6 +60,7 @@ def specification(handler: cri.Handler, parent: str, name: str, words: Sequence[
         parent: the cgroup above the container's.
         name: the container's id.
         words: its command line.
+        network: path of its network namespace.
     """
     # runc wants the place in systemd's form where it is told to use systemd.
     cgroup = f"system.slice:{parent}:{name}" if _by_systemd(handler) else f"/{parent}/{name}"
@@ -80,7 +83,10 @@ def specification(handler: cri.Handler, parent: str, name: str, words: Sequence[
         "linux": {
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
             "cgroupsPath": cgroup,
-            "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")],
+            "namespaces": [
+                *({"type": kind} for kind in ("pid", "ipc", "uts", "mount")),
+                {"type": "network", "path": network},
+            ],
         },
     }
     return _any(_SPECIFICATION, json.dumps(spec).encode())

@@ -107,6 +107,13 @@ def usage(node: kata_node.Node, pid: int) -> Usage | None:
         return None
 
 
+def parent(node: kata_node.Node, pid: int) -> int | None:
+    """Return the process that a process is a child of; None where it has ended."""
+    # proc(5): the fields behind the name in brackets are the state and the parent.
+    fields = vanishing.text(node, f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[1]) if len(fields) > 1 and fields[0] not in "ZX" else None
+
+
 def program(node: kata_node.Node, pid: int) -> str:
     """Return the file that a process runs, links followed; empty where it is gone."""
     try:

@@ -14,13 +14,12 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 
 from kata import problems
-from kata.containerd import cri, grpc, protobuf
+from kata.containerd import cri, daemon, grpc, protobuf
 from kata.machine import node as kata_node
 from kata.machine import vanishing
-from kata.sandbox import oci, probe, processes
+from kata.sandbox import oci, probe, remains
 
 NAMESPACE = "kata-charm-verify"
 PLACE = "/run/kata-charm-verify"
@@ -42,6 +41,7 @@ _FOLDERS = (
 _STOPPED = 3  # containerd.v1.types.Status
 _QUICK = 20  # seconds for what takes a moment
 _SLOW = 120  # seconds to fetch an image, or to end a sandbox
+_PATIENCE = 20  # seconds in which a shim that has been told to go is gone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +52,18 @@ class Service:
         address: its socket, as on the machine.
         ctr: path of its own client.
         release: its release.
+        state: its state folder.
     """
 
     address: str
     ctr: str
     release: tuple[int, int, int]
+    state: str = daemon.STATE
+
+
+def service(node: kata_node.Node, found: daemon.Containerd) -> Service:
+    """Return how to ask a containerd that runs."""
+    return Service(found.address(node), found.ctr, found.release, found.state(node))
 
 
 class Throwaway:
@@ -102,6 +109,10 @@ class Throwaway:
             path = self._folder / name
             os.mkfifo(path, 0o600)
             self._outputs[name] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # Kata makes a network namespace where none is given, and loses it when it is killed.
+        network = self._folder / "net"
+        network.touch(0o600)
+        self._node.run("unshare", f"--net={network}", "true", timeout=_QUICK)
         # Described first: what an interruption leaves from here on is found by this.
         runtime = protobuf.message(
             (1, handler.runtime_type), (2, oci.options(handler, self._service.release))
@@ -109,7 +120,7 @@ class Throwaway:
         container = protobuf.message(
             (1, self.id),
             (4, runtime),
-            (5, oci.specification(handler, NAMESPACE, self.id, (probe.PATH,))),
+            (5, oci.specification(handler, NAMESPACE, self.id, (probe.PATH,), str(network))),
             (6, snapshotter),
             (7, self._root),
         )
@@ -179,25 +190,29 @@ class Throwaway:
         Returns:
             What could not be removed, and why.
         """
-        listed = self._call("containers.v1.Containers/List")
-        trouble: list[str] = []
-        for each in protobuf.messages(listed, 1):
-            name, snapshotter = protobuf.text(each, 1), protobuf.text(each, 6)
-            trouble += self._end(name)
+        listed = protobuf.messages(self._call("containers.v1.Containers/List"), 1)
+        named = {protobuf.text(each, 1) for each in listed}
+        trouble = [left for name in sorted(named | self._there()) for left in self._end(name)]
+        for each in listed:
+            snapshotter = protobuf.text(each, 6)
             key = (1, snapshotter), (2, protobuf.text(each, 7))
-            trouble += self._try("containers.v1.Containers/Delete", (1, name))
+            trouble += self._try("containers.v1.Containers/Delete", (1, protobuf.text(each, 1)))
             self._unmount(key[1][1])
             trouble += self._try("snapshots.v1.Snapshots/Remove", *key)
             trouble += self._try("leases.v1.Leases/Delete", (1, key[1][1]), (2, 1))
         for name in protobuf.messages(self._call("images.v1.Images/List"), 1):
             image = (1, protobuf.text(name, 1)), (2, 1)
             trouble += self._try("images.v1.Images/Delete", *image)
+        # What containerd was still about to start when it was told to forget it.
+        for name in sorted(self._there()):
+            trouble += self._end(name)
         if not trouble:
             trouble += self._try("namespaces.v1.Namespaces/Delete", (1, NAMESPACE))
         for name in vanishing.names(self._node, PLACE):
             folder = self._node.path(f"{PLACE}/{name}")
             if folder.is_dir():
-                self._unmount(str(folder / "rootfs"))
+                for mounted in ("rootfs", "net"):
+                    self._unmount(str(folder / mounted))
                 shutil.rmtree(folder, ignore_errors=True)
         for folder in _FOLDERS:
             for place in self._node.root.glob(folder.lstrip("/")):
@@ -248,20 +263,26 @@ class Throwaway:
             return protobuf.read(process[0]).get(4, [0])[-1] == _STOPPED if process else False
         return True
 
+    def _there(self) -> set[str]:
+        """Return the ids of all of which there is something, whatever containerd knows."""
+        return remains.names(self._node, self._service.state, NAMESPACE)
+
     def _end(self, name: str) -> list[str]:
         """End a container's task, with its virtual machine."""
         self._try("tasks.v1.Tasks/Kill", (1, name), (3, int(signal.SIGKILL)), (4, 1))
         with contextlib.suppress(problems.Problem):
             self._call("tasks.v1.Tasks/Wait", (1, name), timeout=_QUICK)
-        trouble = self._try("tasks.v1.Tasks/Delete", (1, name), timeout=_SLOW)
-        if trouble and (alive := list(_processes(self._node, name))):
-            # The shim does not do it: containerd cleans up after one that is gone.
-            for pid in alive:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(1)
-            trouble = self._try("tasks.v1.Tasks/Delete", (1, name), timeout=_SLOW)
-        return trouble
+        patience = _PATIENCE
+        try:
+            self._call("tasks.v1.Tasks/Delete", (1, name), timeout=_SLOW)
+        except problems.Problem:
+            # containerd does not know it, or its shim does not do it: nobody tells it to go.
+            patience = 0
+        left = remains.end(self._node, self._service.state, NAMESPACE, name, patience)
+        if not patience:
+            time.sleep(1)  # containerd cleans up after a shim that is gone
+            left = (*left, *self._try("tasks.v1.Tasks/Delete", (1, name), timeout=_SLOW))
+        return list(left)
 
     def _try(
         self, method: str, *fields: tuple[int, protobuf.Value], timeout: float = _QUICK
@@ -285,11 +306,3 @@ def _is_mounted(place: str) -> bool:
     """Return whether something is mounted there, if only another folder of the same disk."""
     with open("/proc/self/mountinfo", "rb") as file:
         return any(line.split()[4] == place.encode() for line in file)
-
-
-def _processes(node: kata_node.Node, name: str) -> Iterator[int]:
-    running = processes.find(node)
-    if shim := running.shims.get((NAMESPACE, name)):
-        yield shim.pid
-    if (vm := running.hypervisors.get(name)) and vm.pid:
-        yield vm.pid

@@ -59,7 +59,6 @@ class Interrupted(problems.Waiting):
 def sandbox(
     node: kata_node.Node,
     service: throwaway.Service,
-    state: str,
     handler: str,
     *,
     image: str = "",
@@ -70,7 +69,6 @@ def sandbox(
     Args:
         node: the machine.
         service: its containerd.
-        state: containerd's state folder.
         handler: the handler.
         image: an image to use; by default a file system that holds nothing but the probe.
         timeout: seconds that the sandbox may take to answer.
@@ -95,9 +93,19 @@ def sandbox(
         except (grpc.Failed, grpc.Unreachable, problems.Blocked) as problem:
             return dataclasses.replace(verdict, trouble=f"no sandbox: {brief(problem)}")
         seconds = time.monotonic() - began
-        found = [each for each in sandboxes.find(node, state) if each.id == made.id]
+        found = [each for each in sandboxes.find(node, service.state) if each.id == made.id]
         verdict = dataclasses.replace(verdict, guest=guest, seconds=round(seconds, 2))
         return judged(node, verdict, found)
+
+
+def clear(node: kata_node.Node, service: throwaway.Service) -> None:
+    """Remove what a proof that was killed has left on the machine: a virtual machine, say.
+
+    Raises:
+        Problem: containerd cannot be asked, something does not go, or a proof runs.
+    """
+    with in_order(node), contextlib.closing(throwaway.Throwaway(node, service)) as made:
+        _refuse(_removed(node, made))
 
 
 def brief(problem: object) -> str:
@@ -152,13 +160,26 @@ def _throwaway(node: kata_node.Node, service: throwaway.Service) -> Generator[th
     """
     with contextlib.closing(throwaway.Throwaway(node, service)) as made:
         made.remove()
+        node.write(tenancy.PROOF, made.id, mode=0o600)
         try:
             yield made
         finally:
-            with undisturbed():
-                left = made.remove()
-        if left:
-            raise problems.Blocked(f"the sandbox could not be removed: {'; '.join(left)}")
+            left = _removed(node, made)
+        _refuse(left)
+
+
+def _removed(node: kata_node.Node, made: throwaway.Throwaway) -> tuple[str, ...]:
+    """Remove all throwaway containers, undisturbed; return what is left."""
+    with undisturbed():
+        left = made.remove()
+        if not left:
+            node.remove(tenancy.PROOF)
+    return left
+
+
+def _refuse(left: tuple[str, ...]) -> None:
+    if left:
+        raise problems.Blocked(f"the sandbox could not be removed: {'; '.join(left)}")
 
 
 @contextlib.contextmanager

@@ -33,7 +33,6 @@ _GONE = 60  # seconds for a pod to be gone after it was deleted
 def pod(
     node: kata_node.Node,
     service: throwaway.Service,
-    state: str,
     server: api.Server,
     handler: str,
     *,
@@ -45,7 +44,6 @@ def pod(
     Args:
         node: the machine, which must be a node of the cluster.
         service: its containerd.
-        state: containerd's state folder.
         server: the API server.
         handler: the class; `untrusted` stands for the annotation.
         image: a further container with this image; none by default.
@@ -71,7 +69,7 @@ def pod(
         except problems.Blocked as problem:
             return dataclasses.replace(verdict, trouble=f"no sandbox: {verify.brief(problem)}")
         seconds = round(time.monotonic() - began, 2)
-        found = [each for each in sandboxes.find(node, state) if each.uid == uid]
+        found = [each for each in sandboxes.find(node, service.state) if each.uid == uid]
         verdict = dataclasses.replace(verdict, guest=answer, seconds=seconds)
         return verify.judged(node, verdict, found)
 
