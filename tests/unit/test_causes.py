@@ -7,6 +7,10 @@ import pytest
 
 from kata.checks import causes
 
+QEMU = (
+    'time="2026-11-25T20:54:29Z" level=error msg="qemu-system-x86_64: -device driver=virtio-net-pci,'
+    r'netdev=network-0: failed to find romfile \"efi-virtio.rom\"" name=containerd-shim-v2 pid=727'
+)
 LINES = [
     # containerd 1.5 and 1.6 with the shim of Kata 1.13: the deploy record's own failure
     (
@@ -92,6 +96,14 @@ LINES = [
         ),
         "out-of-memory",
     ),
+    # Kata 4.1, Go: govmm/qemu/qmp.go, qemu.go; Rust: qemu/qmp.rs, qemu/inner.rs
+    ("failed to create shim task: exiting QMP loop, command cancelled", "hypervisor-ended"),
+    ("timed out waiting for QMP ready: /run/kata/1/qmp.sock", "hypervisor-ended"),
+    (QEMU, "hypervisor-refused"),
+    (
+        r'{"msg":"qemu stderr: \"qemu-system-x86_64: -device vfio-pci: no such host\"","level":"INFO"}',
+        "hypervisor-refused",
+    ),
     # containerd 1.6 built with a newer Go, the shim of Kata 1.13 with an older
     (
         (
@@ -122,6 +134,7 @@ def test_words_and_their_cause(line, name):
         ('runtime "io.containerd.kata.v2" binary not installed "containerd-shim-x"', "shim-x"),
         ("file /opt/kata/share/vmlinux does not exist", "/opt/kata/share/vmlinux"),
         ("Killed process 1 (firecracker)", None),
+        (QEMU, 'network-0: failed to find romfile "efi-virtio.rom"'),
         ("Out of memory: Killed process 1 (firecracker) x", "firecracker"),
     ],
 )
@@ -139,6 +152,14 @@ def test_what_is_named_in_the_words_is_named_in_the_cause(line, named):
         'level=error msg="ContainerStatus for x failed" error="container x: not found"',
         "failed to create shim task: OCI runtime create failed: runc create failed",
         "failed to create shim task: some file: not found",
+        # each start of containerd that comes before the network plugin's
+        (
+            'level=error msg="failed to load cni during init, please check CRI plugin status before '
+            'setting up network for pods" error="cni config load failed: no network config found in '
+            '/etc/cni/net.d: cni plugin not initialized: failed to load cni config"'
+        ),
+        # how the Go shim hears of every end of a sandbox
+        'level=error msg="qemu-system-x86_64: terminating on signal 15 from pid 9" source=qemu',
     ],
 )
 def test_other_words_are_no_cause(line):

@@ -37,7 +37,9 @@ def of(words: str) -> Cause | None:
     """
     for row in _ROWS:
         if found := row.pattern.search(words):
-            named = {name: value or "" for name, value in found.groupdict().items()}
+            # Journals quote what was quoted before.
+            groups = found.groupdict(default="").items()
+            named = {name: value.replace("\\", "") for name, value in groups}
             cause = row.cause
             return Cause(cause.name, cause.meaning.format(**named), cause.remedy.format(**named))
     return None
@@ -127,6 +129,20 @@ _ROWS = (
         "kata-config ([agent.kata] dial_timeout with the go shim, reconnect_timeout_ms with rust)",
     ),
     _row(
+        r"(?:level=error msg=|qemu stderr: )\\*\"(?P<words>qemu-system-\S+: (?!terminating on|warning)"
+        r"(?:[^\"\\]|\\.)+)",
+        "hypervisor-refused",
+        "QEMU says: {words}",
+        "see show-config and check-host; correct the option that it speaks of (kata-config), or "
+        "install the release anew",
+    ),
+    _row(
+        r"exiting qmp loop|timed out waiting for qmp ready|failed to launch qemu",
+        "hypervisor-ended",
+        "the hypervisor ended before Kata could speak to it",
+        "its last words are in the journal: journalctl --grep 'qemu-system-.*: '",
+    ),
+    _row(
         r"out of memory: killed process \d+ \((?P<program>[^)]*(?:qemu|hyperv|firecracker|shim)"
         r"[^)]*)\)|oom-kill:.*task=(?P<task>[\w-]*(?:qemu|hyperv|firecracker|shim)[\w-]*)",
         "out-of-memory",
@@ -156,7 +172,10 @@ _ROWS = (
         "see kubectl describe pod",
     ),
     _row(
-        r"cni plugin not initialized|networkplugin cni failed|failed to setup network for sandbox",
+        # Not "failed to load cni during init": each start of containerd says it that comes before
+        # the network plugin's.
+        r"networkplugin cni failed|network plugin returns error"
+        r"|failed to setup network for sandbox",
         "no-network",
         "the pod's network cannot be made; Kata has no part in it",
         "see that the cluster's network plugin runs on this node",

@@ -126,7 +126,8 @@ def look(node: kata_node.Node, sandbox: str, namespace: str) -> Network:
     import pyroute2  # pyright: ignore[reportMissingTypeStubs]
 
     # Every record of a hook is a process of its own.
-    logging.getLogger("pyroute2").setLevel(logging.WARNING)
+    for name in ("asyncio", "pyroute2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         with pyroute2.IPRoute(netns=str(node.path(namespace)), flags=0) as there:
             inside = tuple(_links(there))
