@@ -17,11 +17,11 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 # Every charm here runs with the requirements of this repository's.
 LOCK = REPOSITORY / "requirements.txt"
 PYTHON = "3.11"  # of the node
-# As charmcraft's python plugin writes it (charmcraft/charm_builder.py).
+# For a charm that has none of its own, as charmcraft writes it (charmcraft/charm_builder.py).
 DISPATCH = """#!/bin/sh
 JUJU_DISPATCH_PATH="${JUJU_DISPATCH_PATH:-$0}" PYTHONPATH=lib:venv /usr/bin/env python3 ./src/charm.py
 """
-SOURCES = ("src", "lib", "templates", "LICENSE")
+SOURCES = ("dispatch", "src", "lib", "templates", "LICENSE")
 
 
 def definition(charm: pathlib.Path) -> dict[str, Any]:
@@ -49,7 +49,8 @@ def stage(charm: pathlib.Path, folder: pathlib.Path) -> None:
         elif source.exists():
             shutil.copy(source, folder)
     dispatch = folder / "dispatch"
-    dispatch.write_text(DISPATCH)
+    if not dispatch.exists():
+        dispatch.write_text(DISPATCH)
     for file in (dispatch, folder / "src" / "charm.py"):
         file.chmod(file.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
 

@@ -1,6 +1,7 @@
 """What Charmhub's public listing asks for, and what an operator may expect of every option."""
 
 import json
+import os
 import pathlib
 import re
 import xml.etree.ElementTree as ET
@@ -84,6 +85,27 @@ def test_the_icon_is_a_square_of_100_and_is_packed():
     root = ET.parse(TOP / "icon.svg").getroot()
     assert (root.get("width"), root.get("height")) == ("100", "100")
     assert any("icon.svg" in part.get("prime", ()) for part in CHARM["parts"].values())
+
+
+def test_dispatch_leads_to_the_entry_point_and_is_packed():
+    last = (TOP / "dispatch").read_text().splitlines()[-1]
+    entry = TOP / last.split()[-1]
+    assert entry.name == "charm.py"
+    for path in (TOP / "dispatch", entry):
+        assert os.access(path, os.X_OK)
+    assert any("dispatch" in part.get("prime", ()) for part in CHARM["parts"].values())
+
+
+def test_a_library_says_what_charmcraft_asks_of_it():
+    for path in (TOP / "lib/charms/kata").rglob("*.py"):
+        text = path.read_text()
+        assert re.search(r'^LIBID = "[!-~]+"$', text, re.MULTILINE)
+        api, patch = (
+            int(re.search(rf"^{name} = (\d+)$", text, re.MULTILINE)[1])
+            for name in ("LIBAPI", "LIBPATCH")
+        )
+        assert path.parent.name == f"v{api}"
+        assert api or patch
 
 
 def test_the_usual_commands_and_papers():

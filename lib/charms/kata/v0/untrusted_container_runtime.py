@@ -72,7 +72,9 @@ from typing import Any, cast
 
 import ops
 
-# LIBID is given out by Charmhub: `charmcraft create-lib untrusted_container_runtime`.
+# Charmhub gives out the id when the library is first published:
+# `charmcraft create-lib untrusted_container_runtime`.
+LIBID = "unpublished"
 LIBAPI = 0
 LIBPATCH = 1
 
