@@ -18,8 +18,20 @@ test: set-up ## Format, lint, types, unit and functional tests
 	@$(TOX) -e lint,unit,functional
 	@$(TOX) -e integration -- --collect-only --quiet
 
-format lint unit functional integration: set-up ## One part of it
-	@$(TOX) -e $@
+format: set-up ## Write the code in the one format
+	@$(TOX) -e format
+
+lint: set-up ## Format, lint and types
+	@$(TOX) -e lint
+
+unit: set-up ## Unit tests
+	@$(TOX) -e unit
+
+functional: set-up ## Tests on real parts, and on a throwaway node
+	@$(TOX) -e functional
+
+integration: set-up ## Tests on a Juju controller, with KVM
+	@$(TOX) -e integration
 
 reference: set-up ## Write the reference pages from charmcraft.yaml
 	@$(TOX) -e reference

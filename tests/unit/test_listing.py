@@ -112,7 +112,7 @@ def test_the_usual_commands_and_papers():
     tox, make = (TOP / "tox.ini").read_text(), (TOP / "Makefile").read_text()
     for command in ("format", "lint", "unit", "integration"):
         assert f"[testenv:{command}" in tox
-        assert re.search(rf"^[a-z -]*\b{command}\b[a-z -]*:", make, re.MULTILINE), command
+        assert re.search(rf"^{command}:", make, re.MULTILINE), command
     for paper in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "CHANGELOG.md"):
         assert (TOP / paper).stat().st_size
     assert 'requires-python = ">=3.10"' in (TOP / "pyproject.toml").read_text()
