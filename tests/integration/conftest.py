@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from tests.integration.clusters import CLUSTERS, CONSTRAINTS, Cluster
 
 TOP = pathlib.Path(__file__).parents[2]
 POLL = 10.0  # seconds
+SET_UP = "sudo snap install --classic concierge && sudo concierge prepare -p machine"
 
 
 class Ops(Protocol):
@@ -146,6 +148,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="",
         help="a tar of Kata 1.x debs, for the older charm to install",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Say in one line what is missing, instead of once a test."""
+    missing = [name for name in ("juju", "charmcraft") if not shutil.which(name)]
+    if missing and not session.config.getoption("collectonly"):
+        pytest.exit(f"no {' and no '.join(missing)} here: {SET_UP}", returncode=2)
 
 
 @pytest.fixture(scope="module")
