@@ -1,7 +1,6 @@
 """The machine's IOMMU: whether the kernel can use it, does use it, and will after the next boot."""
 
 import dataclasses
-import gzip
 import re
 from collections.abc import Mapping
 
@@ -101,6 +100,8 @@ def host_options(node: kata_node.Node) -> Mapping[str, str] | None:
             return parse_options(text)
     packed = node.path("/proc/config.gz")
     if packed.exists():
+        import gzip
+
         return parse_options(gzip.decompress(packed.read_bytes()).decode(errors="replace"))
     return None
 
