@@ -14,8 +14,8 @@ set-up: ## Install what the other commands need
 demo: set-up ## Show the charm at work on a throwaway node
 	@$(TOX) -e demo
 
-test: set-up ## Format, lint, types, unit and functional tests
-	@$(TOX) -e lint,unit,functional
+test: set-up ## Format, lint, types, documentation, unit and functional tests
+	@$(TOX) -e lint,docs,unit,functional
 	@$(TOX) -e integration -- --collect-only --quiet
 
 format: set-up ## Write the code in the one format
