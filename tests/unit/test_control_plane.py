@@ -406,7 +406,13 @@ def test_an_access_that_the_server_refuses_is_forgotten(juju):
     assert juju.hook(lambda plane: plane.last_access()) is None
 
 
-@pytest.mark.parametrize("kept", ["", "{", "[]", "null", '{"source": 1}', "\udcff"])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        *("", "{", "[]", "null", '{"source": 1}', "\udcff"),
+        '{"source": "x", "server": 1, "token": [], "ca": null, "others": [2]}',
+    ],
+)
 def test_a_kept_access_that_cannot_be_read_is_none(juju, kept):
     juju.request()
     juju.answered(ControlPlane)

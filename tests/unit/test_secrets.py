@@ -7,6 +7,7 @@ every fault of the API server and every action, and then everything that it said
 import dataclasses
 import json
 import logging
+import re
 import stat
 
 import ops.testing
@@ -20,6 +21,13 @@ from tests.unit.test_charm import archives, cluster, kata  # noqa: F401 - fixtur
 
 MARK = "s3cr3t-MARK"
 ACTIONS = yaml.safe_load(kata_releases.CHARM.read_text())["actions"]
+# All that the API is ever asked for, but for the pod of verify-sandbox with level=pod.
+MAY = {
+    "/apis/node.k8s.io/v1/runtimeclasses": ("GET",),
+    "/apis/node.k8s.io/v1/runtimeclasses/[a-z0-9-]+": ("GET", "PATCH", "DELETE"),
+    "/api/v1/nodes/one": ("GET", "PATCH"),
+    "/api/v1/namespaces/[a-z0-9-]+/(pods|events)(/kata-[a-z0-9-]+)?": ("GET", "PATCH", "DELETE"),
+}
 ECHO = f'{{"kind": "Status", "message": "no: Bearer {MARK}-{{}}", "code": 500}}'
 FAULTS = [
     api_server.Fault(drop=True),
@@ -125,6 +133,9 @@ def test_a_whole_life_says_no_token(
     answers += [answer_to(kata, action) for action in ACTIONS]
     kata.run()
     assert kata.app[0] == "active"
+
+    for verb, path in cluster.requests:
+        assert [each for each, verbs in MAY.items() if verb in verbs and re.fullmatch(each, path)]
 
     kept = {path: text for path, text in kata.node.tree().items() if MARK in text}
     assert list(kept) == ["/var/lib/kata-charm/access-kata-0.json"]

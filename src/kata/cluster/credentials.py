@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 from kata.machine import node
 
@@ -42,9 +43,12 @@ def save(machine: node.Node, path: str, access: Access, source: str) -> bool:
 def load(machine: node.Node, path: str, source: str | None = None) -> Access | None:
     """Return the access kept in a file; None if there is none, or none of that `source`."""
     try:
-        kept = json.loads(machine.read(path) or "{}")
+        kept: Any = json.loads(machine.read(path) or "{}")
         if source not in (None, kept["source"]):
             return None
-        return Access(kept["server"], kept["token"], kept["ca"], tuple(kept["others"]))
+        told: list[Any] = [kept["server"], kept["token"], kept["ca"], *kept["others"]]
+        if not all(isinstance(each, str) for each in told):
+            return None
+        return Access(told[0], told[1], told[2], tuple(told[3:]))
     except (ValueError, KeyError, TypeError):
         return None
