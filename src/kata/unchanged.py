@@ -33,18 +33,23 @@ class Witness(node.Node):
     Attributes:
         machine: the node that it stands in for.
         seen: how each place looked when it was first asked for.
-        acted: whether anything was done, or looked at in a way that cannot be told again.
     """
 
     def __init__(self, machine: node.Node) -> None:
         super().__init__(machine.root)
         self.seen: dict[str, str] = {}
-        self.acted = False
+        self._acts: list[bool] = []  # shared with what `once_linked` returns
         self.machine = machine
+
+    @property
+    def acted(self) -> bool:
+        """Whether anything was done, or looked at in a way that cannot be told again."""
+        return any(self._acts)
 
     def path(self, path: str | os.PathLike[str]) -> pathlib.Path:
         """Return where `path` lies, and note how it looks."""
-        name, place = os.fspath(path), self.machine.path(path)
+        name = self.led(path)
+        place = self.machine.path(name)
         if name not in self.seen and name not in _RESTLESS:
             self.seen[name] = _look(name, place)
         return place
@@ -71,7 +76,7 @@ class Witness(node.Node):
 
     def put(self, path: str | os.PathLike[str], value: str) -> None:
         """Hand a value to the kernel."""
-        self.acted = True
+        self._did(True)
         self.machine.put(path, value)
 
     def run(
@@ -86,13 +91,13 @@ class Witness(node.Node):
         if argv[:2] == ("systemctl", "show") and "--" in argv:
             links = [_INVOCATION.format(unit) for unit in argv[argv.index("--") + 1 :]]
             runs = [os.path.lexists(self.path(link)) for link in links]
-            self.acted |= not any(runs)
+            self._did(not any(runs))
         else:
-            self.acted = True
+            self._did(True)
         return self.machine.run(*argv, check=check, timeout=timeout, text=text, env=env)
 
     def _did(self, changed: bool) -> bool:
-        self.acted |= changed
+        self._acts.append(changed)
         return changed
 
 

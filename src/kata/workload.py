@@ -73,19 +73,21 @@ def ensure(
         version = options.kata_version
         shim = release.default_shim(version) if options.shim == "auto" else options.shim
         handlers.check(options, shim, release.number(version), found.release)
-    installation.ensure_installed(node, options, archive, progress)
-    installed = release.installed(node)
+    folder = installation.provide(node, options, archive, progress)
+    # What runs goes on with the release in use until all is known that the next one needs.
+    ahead, installed = installation.preview(node, folder)
     if not installed:
         raise problems.Blocked(f"no Kata release at {release.PREFIX}: set kata-version, or attach")
 
-    gpus = _ensure_gpus(node, options, installed, attached)
+    gpus = _ensure_gpus(ahead, options, installed, attached)
     wanted = handlers.wanted(options, installed, found.release, gpus.overhead)
     extras = {each.name: gpus.extra for each in wanted if each.gpu and gpus.extra}
     kept = {each.name for each in wanted if each.gpu and not gpus.extra}
-    written = handler_files.ensure(node, installed, wanted, options, extras, kept=kept)
-    for warning in written.warnings:
+    files = handler_files.plan(ahead, installed, wanted, options, extras, kept=kept)
+    for warning in files.warnings:
         log.warning("%s", warning)
-    installation.ensure_shim(node, installed, wanted[0].shim)
+    with installation.switched(node, folder, installed, wanted[0].shim):
+        handler_files.ensure(node, files)
     containerd_handlers.ensure(node, found, wanted, again=again)
     guard.ensure(node, found)
     if kept := installation.collect(node):

@@ -27,7 +27,7 @@ class FakeNode(kata_node.Node):
     def path(self, path):
         """Follow absolute links on the way below the root, as the kernel does on a machine."""
         place = self.root
-        *folders, last = pathlib.PurePath(path).parts[1:] or ("",)
+        *folders, last = pathlib.PurePath(self.led(path)).parts[1:] or ("",)
         for folder in folders:
             place /= folder
             if place.is_symlink() and (target := place.readlink()).is_absolute():

@@ -13,6 +13,7 @@ import charm
 from kata import problems, workload
 from kata.gpu import preparation
 from kata.machine import host
+from kata.release import release
 from tests import api_server
 from tests.node import standin
 from tests.unit import cards, containerd_machine, kata_machine, kata_releases, test_guest_kernel
@@ -386,21 +387,43 @@ def test_a_file_that_somebody_broke_is_left_and_heals(kata):
 # Releases
 
 
-@pytest.mark.parametrize("release", ["2.5.2", "3.32.0", "4.1.0"])
-def test_every_generation_of_archives(kata, archives, release):
-    kata.attach(archives[release])
+@pytest.mark.parametrize("version", ["2.5.2", "3.32.0", "4.1.0"])
+def test_every_generation_of_archives(kata, archives, version):
+    kata.attach(archives[version])
     assert kata.unit[0] == "active", kata.unit
-    assert kata.unit[1].startswith(f"Kata runtime available ({release}; kata, untrusted)")
-    assert kata.state.workload_version == release
+    assert kata.unit[1].startswith(f"Kata runtime available ({version}; kata, untrusted)")
+    assert kata.state.workload_version == version
 
 
 def test_up_and_down_between_generations_without_a_restart(kata, archives):
     before = kata.run().containerd.restarts
-    for release in ("4.1.0", "2.5.2", "3.32.0"):
-        kata.attach(archives[release])
-        assert kata.unit[1].startswith(f"Kata runtime available ({release}"), kata.unit
+    for version in ("4.1.0", "2.5.2", "3.32.0"):
+        kata.attach(archives[version])
+        assert kata.unit[1].startswith(f"Kata runtime available ({version}"), kata.unit
     assert kata.containerd.restarts == before
     assert kata.unit == ("active", AVAILABLE)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"shim": "go"}, "option shim=go"),
+        ({"hypervisor": "fc"}, "option hypervisor=fc"),
+        ({"kata_config": "[hypervisor.qemu]\npath = '/nonesuch'\n"}, "/nonesuch"),
+    ],
+)
+def test_a_release_that_cannot_do_what_is_asked_never_comes_into_use(
+    kata, archives, options, words
+):
+    kata.run()
+    before = kata.node.tree()
+    kata.change(config={name.replace("_", "-"): value for name, value in options.items()})
+    kata.attach(archives["4.1.0"])
+    assert kata.unit[0] == "blocked"
+    assert words in kata.unit[1]
+    changed = {path for path, text in kata.node.tree().items() if before.get(path) != text}
+    kept = (f"{release.RELEASES}/4.1.0-", release.STATE, "/var/lib/juju")
+    assert [path for path in changed if not path.startswith(kept)] == []
 
 
 # The cluster

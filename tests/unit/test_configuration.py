@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NamedTuple
 
 import hypothesis
 import pytest
@@ -27,10 +28,16 @@ def machine(node, monkeypatch):
     return node
 
 
+class Outcome(NamedTuple):
+    changed: bool
+    warnings: tuple[str, ...]
+
+
 def ensure(node, release, extras=None, containerd=(1, 7, 0), **asked):
     given = options(**asked)
     wanted = handlers.wanted(given, release, containerd)
-    return handler_files.ensure(node, release, wanted, given, extras)
+    planned = handler_files.plan(node, release, wanted, given, extras)
+    return Outcome(handler_files.ensure(node, planned), planned.warnings)
 
 
 def tree(node, path=MAIN):
@@ -264,7 +271,7 @@ def test_a_second_time_changes_nothing_and_parses_nothing(machine, monkeypatch):
     assert ensure(machine, release, **asked).changed
     before = machine.tree()
     monkeypatch.setitem(sys.modules, "tomlkit", None)  # importing it fails from now on
-    assert ensure(machine, release, **asked) == handler_files.Outcome(False)
+    assert ensure(machine, release, **asked) == Outcome(False, ())
     assert machine.tree() == before
     with pytest.raises(ImportError):
         ensure(machine, release, **{**asked, "default_vcpus": 5})

@@ -22,6 +22,59 @@ def test_nothing_is_left_beside_a_written_file(node):
     assert node.tree() == {"/etc/a": "two"}
 
 
+@pytest.mark.parametrize("how", ["write", "no write", "remove", "remove folder"])
+def test_what_a_killed_write_or_link_left_goes_with_the_next_one(node, how):
+    node.lay(
+        {"/etc/ours/a": "one", "/etc/ours/.theirs": "x", "/etc/ours/.kata-charm-12345678": "o"}
+    )
+    node.path("/etc/ours/.kata-charm-abcdefgh").mkdir()
+    node.path("/etc/ours/.kata-charm-abcdefgh/b").symlink_to("/opt/kata")
+    if how == "remove folder":
+        node.path("/etc/ours/.theirs").unlink()
+        node.path("/etc/ours/a").unlink()
+        assert node.remove("/etc/ours")
+        return
+    {"write": lambda: node.write("/etc/ours/a", "two"),
+     "no write": lambda: node.write("/etc/ours/a", "one"),
+     "remove": lambda: node.remove("/etc/ours/none")}[how]()  # fmt: skip
+    assert node.names("/etc/ours") == [".theirs", "a"]
+
+
+def test_what_another_process_writes_right_now_is_left_to_it(node, monkeypatch):
+    replace = os.replace
+
+    def meanwhile(source, target):
+        monkeypatch.setattr(os, "replace", replace)
+        assert node.write("/etc/b", "of the other")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    assert node.write("/etc/a", "one")
+    assert node.tree() == {"/etc/a": "one", "/etc/b": "of the other"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("path", ["/etc/ours", "/etc/ours/a"])
+def test_what_is_ours_is_taken_back(node, path):
+    node.lay({"/etc/ours/a": "one"})
+    assert node.reclaim(path) is False
+    place = node.path(path)
+    os.chown(place, 65534, 65534)
+    place.chmod(0o666)
+    assert node.reclaim(path) is True
+    assert (place.stat().st_uid, stat.S_IMODE(place.stat().st_mode)) == (0, 0o644)
+    assert node.reclaim("/etc/none") is False
+
+
+def test_a_node_can_be_read_as_it_will_be(node):
+    node.lay({"/opt/new/file": "new", "/opt/katas": "other"})
+    node.link("/opt/kata", "/opt/old")
+    ahead = node.once_linked("/opt/kata", "/opt/new")
+    assert ahead.read("/opt/kata/file") == "new"
+    assert ahead.read("/opt/katas") == "other"
+    assert node.read("/opt/kata/file") is None
+
+
 def test_a_private_file_is_private_from_its_first_byte(node):
     node.write("/var/token", "secret", mode=0o600)
     assert stat.S_IMODE(node.path("/var/token").stat().st_mode) == 0o600

@@ -28,10 +28,19 @@ _CODE = ("text.py", "keys.py", "overlay.py", "toml_changes.py")
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What `ensure` did: whether a file changed, and what the operator should know."""
+class Plan:
+    """The configuration files that are wanted.
 
-    changed: bool
+    Attributes:
+        paths: of all of them.
+        made: the texts of those that are not there, or not like this, by path.
+        is_rust: whether the Rust shim reads the main one.
+        warnings: what the operator should know.
+    """
+
+    paths: tuple[str, ...]
+    made: Mapping[str, str]
+    is_rust: bool
     warnings: tuple[str, ...] = ()
 
 
@@ -46,7 +55,7 @@ class _Source:
     shipped: str
 
 
-def ensure(
+def plan(
     node: kata_node.Node,
     installed: release.Release,
     wanted: Iterable[handlers.Handler],
@@ -54,13 +63,13 @@ def ensure(
     extras: Mapping[str, configuration_text.Extra] | None = None,
     *,
     kept: Collection[str] = (),
-) -> Outcome:
-    """Write the configuration file of each handler; files of handlers that are gone go too.
+) -> Plan:
+    """Return the configuration files of the handlers; nothing is written.
 
     Each file says what it was made from: while that is the same, nothing is parsed.
 
     Args:
-        node: the machine.
+        node: the machine, as it is or as it will be when the release is in use.
         installed: the release.
         wanted: the handlers; those that share a file share a configuration.
         options: the charm's.
@@ -68,7 +77,7 @@ def ensure(
         kept: names of handlers whose file stays as it is.
 
     Raises:
-        Blocked: an option does not fit the release; then no file has changed.
+        Blocked: an option does not fit the release.
     """
     files: dict[str, handlers.Handler] = {}
     for handler in wanted:
@@ -87,12 +96,23 @@ def ensure(
             text, said = _make(node, source)
             made[path] = custody.stamp(text, shipped, inputs)
             warnings += said
-    for path, text in made.items():
-        custody.place(node, path, text)
-    gone = [custody.release(node, path) for path in _ours(node) if path not in files]
     main = files.get(handlers.MAIN)
-    linked = _link(node) if main and main.shim == "rust" else _unlink(node)
-    return Outcome(bool(made) or any(gone) or linked, tuple(dict.fromkeys(warnings)))
+    is_rust = main is not None and main.shim == "rust"
+    return Plan(tuple(files), made, is_rust, tuple(dict.fromkeys(warnings)))
+
+
+def ensure(node: kata_node.Node, planned: Plan) -> bool:
+    """Write the files of a plan; those of handlers that are gone go too.
+
+    Returns:
+        True if anything changed.
+    """
+    node.reclaim(handlers.FOLDER)
+    for path, text in planned.made.items():
+        custody.place(node, path, text)
+    gone = [custody.release(node, path) for path in _ours(node) if path not in planned.paths]
+    linked = _link(node) if planned.is_rust else _unlink(node)
+    return bool(planned.made) or any(gone) or linked
 
 
 def is_ours(node: kata_node.Node, path: str) -> bool:

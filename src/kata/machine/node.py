@@ -5,6 +5,8 @@ runs on a machine and over a folder that a test has laid out like one.
 """
 
 import contextlib
+import copy
+import fcntl
 import logging
 import os
 import pathlib
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
 # Juju puts its proxy settings here, and Debian's tools read the same names.
 PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
+_BESIDE = ".kata-charm-"  # begins the name of what is made beside its place, and then moved there
 
 
 class Ran(NamedTuple):
@@ -62,16 +66,30 @@ class Node:
     def __init__(self, root: pathlib.Path = pathlib.Path("/")) -> None:
         self.root = root
         self._above = "" if root == pathlib.Path("/") else str(root)
+        self._ahead: tuple[str, str] | None = None
 
     # Files
 
     def path(self, path: str | os.PathLike[str]) -> pathlib.Path:
         """Return where `path`, absolute on the node, lies for this process."""
-        return self.root / os.fspath(path).lstrip("/")
+        return self.root / self.led(path).lstrip("/")
+
+    def led(self, path: str | os.PathLike[str]) -> str:
+        """Return `path` as it is, or as `once_linked` has it."""
+        path = os.fspath(path)
+        if self._ahead and f"{path}/".startswith(f"{self._ahead[0]}/"):
+            return self._ahead[1] + path[len(self._ahead[0]) :]
+        return path
+
+    def once_linked(self, link: str, target: str) -> "Node":
+        """Return this node as it will be to a reader when `link` leads to `target`."""
+        seen = copy.copy(self)
+        seen._ahead = (link, target)  # noqa: SLF001 - one of its own kind
+        return seen
 
     def place(self, path: str) -> str:
         """Return what `path` returns, as text: a tenth of the time, for what is asked often."""
-        return self._above + path
+        return self._above + self.led(path)
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
         """Return whether something is there; a dangling link counts as nothing."""
@@ -106,8 +124,6 @@ class Node:
         Raises:
             Blocked: the file system does not let it be written.
         """
-        if self.read(path) == text:
-            return False
         target = self.path(path)
         try:
             # A link stays a link: the file that it names is the one that is replaced.
@@ -115,20 +131,24 @@ class Node:
             known = target.stat()
         except FileNotFoundError:
             known = None
+        self._clear(target.parent)
+        if self.read(path) == text:
+            return False
         with self._refused(path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+            descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=_BESIDE)
             try:
                 with os.fdopen(descriptor, "wb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
                     file.write(text.encode("utf-8", "surrogateescape"))
                     os.fchmod(file.fileno(), stat.S_IMODE(known.st_mode) if known else mode)
                     if known:
                         os.fchown(file.fileno(), known.st_uid, known.st_gid)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(temporary, target)
+                    os.replace(temporary, target)
             except BaseException:
-                os.unlink(temporary)
+                pathlib.Path(temporary).unlink(missing_ok=True)
                 raise
             self._settle(target.parent)
         return True
@@ -143,6 +163,7 @@ class Node:
             Blocked: something that is not a link stands there, or it cannot be written.
         """
         place = self.path(path)
+        self._clear(place.parent)
         if place.is_symlink():
             if os.readlink(place) == target:
                 return False
@@ -152,7 +173,7 @@ class Node:
             )
         with self._refused(path):
             place.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as folder:
+            with tempfile.TemporaryDirectory(dir=place.parent, prefix=_BESIDE) as folder:
                 temporary = pathlib.Path(folder, place.name)
                 temporary.symlink_to(target)
                 os.replace(temporary, place)
@@ -169,9 +190,11 @@ class Node:
             Blocked: the file system does not let it go.
         """
         place = self.path(path)
+        self._clear(place.parent)
         with self._refused(path):
             try:
                 if place.is_dir() and not place.is_symlink():
+                    self._clear(place)
                     if any(place.iterdir()):
                         return False
                     place.rmdir()
@@ -202,6 +225,27 @@ class Node:
             self._settle(target.parent)
         return True
 
+    def reclaim(self, path: str | os.PathLike[str]) -> bool:
+        """Make sure that a file or a folder of ours is root's, and that nobody else can change it.
+
+        Returns:
+            True if it was not so.
+
+        Raises:
+            Blocked: the file system does not let it be changed.
+        """
+        place = self.path(path)
+        if place.is_symlink() or not place.exists():
+            return False
+        known = place.stat()
+        mode = stat.S_IMODE(known.st_mode)
+        if known.st_uid == os.geteuid() and not mode & 0o022:
+            return False
+        with self._refused(path):
+            os.chown(place, os.geteuid(), os.getegid())
+            place.chmod(mode & ~0o022)
+        return True
+
     def put(self, path: str | os.PathLike[str], value: str) -> None:
         """Hand a value to the kernel through one of its files (sysfs), in a single write.
 
@@ -215,6 +259,17 @@ class Node:
                 os.write(descriptor, value.encode())
             finally:
                 os.close(descriptor)
+
+    def _clear(self, folder: pathlib.Path) -> None:
+        """Remove what a `write` or a `link` that was killed has left in a folder."""
+        with contextlib.suppress(OSError):
+            for left in folder.glob(f"{_BESIDE}*"):
+                if left.is_dir():
+                    for link in left.iterdir():
+                        link.unlink()
+                    left.rmdir()
+                elif _is_abandoned(left):
+                    left.unlink()
 
     @contextlib.contextmanager
     def _refused(self, path: str | os.PathLike[str]) -> Generator[None]:
@@ -292,6 +347,16 @@ class Node:
             key, _, value = line.partition("=")
             said[key] = value
         return {each: said.get(each, "") for each in properties}
+
+
+def _is_abandoned(file: pathlib.Path) -> bool:
+    """Return whether nobody writes a file any more: the lock goes with the process."""
+    with file.open("rb") as left:
+        try:
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 def _text(output: bytes | None) -> str:

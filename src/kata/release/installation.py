@@ -9,7 +9,7 @@ import json
 import logging
 import pathlib
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 
 from kata import problems, settings
 from kata.machine import node as kata_node
@@ -23,13 +23,13 @@ _SHIM_TARGETS = [
 ]
 
 
-def ensure_installed(
+def provide(
     node: kata_node.Node,
     asked: settings.Settings,
     attached: pathlib.Path | None,
     progress: Callable[[str], object] = lambda _words: None,
-) -> bool:
-    """Install the release that the operator asked for, unless it is there.
+) -> str | None:
+    """Bring the release that the operator asked for onto the machine, unless it is there.
 
     Args:
         node: the machine.
@@ -38,21 +38,76 @@ def ensure_installed(
         progress: told in a few words what takes long, every two seconds at most.
 
     Returns:
+        What `select` puts into use: a folder of `release.RELEASES`, or None for packages.
+
+    Raises:
+        Blocked, Waiting: it cannot be had; what was in use still is.
+    """
+    _refuse_foreign(node)
+    with _named_faults():
+        unpacked.clear_leftovers(node)
+        node.path(release.STATE).mkdir(mode=0o700, parents=True, exist_ok=True)
+        return sources.provide(node, asked, attached, progress)
+
+
+def preview(
+    node: kata_node.Node, folder: str | None
+) -> tuple[kata_node.Node, release.Release | None]:
+    """Return the node as it will be once a folder is selected, for reading, and its release.
+
+    Args:
+        node: the machine.
+        folder: from `provide`. Packages are where they are: there is nothing to see ahead.
+    """
+    if not folder:
+        select(node, None)
+        return node, release.installed(node)
+    place = f"{release.RELEASES}/{folder}"
+    return node.once_linked(release.PREFIX, place), release.recorded(node, place)
+
+
+def select(node: kata_node.Node, folder: str | None) -> bool:
+    """Use what `provide` has returned from now on.
+
+    Returns:
         True if another release is in use than before.
 
     Raises:
-        Blocked, Waiting: it cannot be installed; what was in use still is.
+        Blocked: the packages bring no shim, or a file cannot be written.
     """
-    _refuse_foreign(node)
-    try:
-        _clear_leftovers(node)
-        node.path(release.STATE).mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = sources.provide(node, asked, attached, progress)
+    with _named_faults():
         return _select(node, folder) if folder else _select_packages(node)
-    except OSError as error:
-        raise problems.Blocked(
-            f"cannot install Kata: {error.filename}: {error.strerror}; mend it, then wait"
-        ) from error
+
+
+@contextlib.contextmanager
+def switched(
+    node: kata_node.Node, folder: str | None, installed: release.Release, shim: release.Shim
+) -> Generator[None]:
+    """Use what `provide` has returned, and its shim; go back if that or the rest is refused.
+
+    Args:
+        node: the machine.
+        folder: from `provide`.
+        installed: the release in it.
+        shim: which of its shims.
+    """
+    links = {path: _target(node, path) for path in (release.PREFIX, release.SHIM_LINK)}
+    selected = node.read(release.SELECTED)
+    try:
+        if node.exists(installed.shims[installed.shim(shim)]):
+            # The release in use has this shim too: so there is one at each moment.
+            ensure_shim(node, installed, shim)
+        select(node, folder)
+        ensure_shim(node, installed, shim)
+        yield
+    except problems.Problem:
+        with contextlib.suppress(problems.Problem):
+            for path, target in links.items():
+                if target:
+                    node.link(path, target)
+            if selected:
+                node.write(release.SELECTED, selected, mode=0o600)
+        raise
 
 
 def ensure_shim(node: kata_node.Node, installed: release.Release, shim: release.Shim) -> bool:
@@ -96,7 +151,7 @@ def collect(node: kata_node.Node) -> tuple[str, ...]:
 
 
 def remove(node: kata_node.Node) -> tuple[str, ...]:
-    """Take away all that `ensure_installed` and `ensure_shim` brought.
+    """Take away all that `select` and `ensure_shim` brought.
 
     Returns:
         What stays, because something runs from it. The links stay with it.
@@ -114,7 +169,7 @@ def remove(node: kata_node.Node) -> tuple[str, ...]:
         if _is_ours(_target(node, release.PREFIX)):
             node.remove(release.PREFIX)
     kept = _discard(node, folders, running)
-    _clear_leftovers(node)
+    unpacked.clear_leftovers(node)
     sources.forget(node)
     node.remove(release.RELEASES)
     node.remove(release.SELECTED)
@@ -123,6 +178,16 @@ def remove(node: kata_node.Node) -> tuple[str, ...]:
     if not packages_kept and _target(node, release.SHIM_LINK).startswith("/usr/"):
         node.remove(release.SHIM_LINK)
     return kept + packages_kept
+
+
+@contextlib.contextmanager
+def _named_faults() -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise problems.Blocked(
+            f"cannot install Kata: {error.filename}: {error.strerror}; mend it, then wait"
+        ) from error
 
 
 def _select(node: kata_node.Node, folder: str) -> bool:
@@ -214,17 +279,3 @@ def _target(node: kata_node.Node, link: str) -> str:
     """Return where a link leads; nothing if it is none."""
     place = node.path(link)
     return str(place.readlink()) if place.is_symlink() else ""
-
-
-def _clear_leftovers(node: kata_node.Node) -> None:
-    """Remove what a killed hook has left: half releases, half links and half files."""
-    unpacked.clear_leftovers(node)
-    # `Node.write` makes a file beside, and moves it.
-    for place in node.path(release.STATE).glob(".*"):
-        node.remove(f"{release.STATE}/{place.name}")
-    for path in (release.PREFIX, release.SHIM_LINK):
-        folder, _, name = path.rpartition("/")
-        # `Node.link` makes a link in a folder beside, and moves it.
-        for place in node.path(folder).glob(f".{name}.*/"):
-            node.remove(f"{folder}/{place.name}/{name}")
-            node.remove(f"{folder}/{place.name}")
