@@ -74,6 +74,11 @@ class Witness(node.Node):
         self.path(path)
         return self._did(self.machine.move(path, to))
 
+    def reclaim(self, path: str | os.PathLike[str]) -> bool:
+        """Take back what is ours as the node does."""
+        self.path(path)
+        return self._did(self.machine.reclaim(path))
+
     def put(self, path: str | os.PathLike[str], value: str) -> None:
         """Hand a value to the kernel."""
         self._did(True)

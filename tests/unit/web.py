@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+FROM_NODE = "10.0.2.2"  # this machine, for QEMU's guests
 BODY = bytes(range(256)) * 4096 * 8  # 8 MiB
 
 
@@ -32,8 +33,8 @@ class Server(http.server.ThreadingHTTPServer):
             self.socket = context.wrap_socket(self.socket, server_side=True)
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
-    def url(self, path="/kata.tar.zst"):
-        return f"{self.scheme}://127.0.0.1:{self.server_port}{path}"
+    def url(self, path="/kata.tar.zst", host="127.0.0.1"):
+        return f"{self.scheme}://{host}:{self.server_port}{path}"
 
     def handle_error(self, request, client_address):
         pass  # clients hang up, and certificates are refused, by design
@@ -92,7 +93,7 @@ def certificate(tmp_path_factory):
     """A key and a certificate of this machine, signed by nobody else."""
     place = tmp_path_factory.mktemp("tls") / "both.pem"
     argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    argv += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    argv += ["-subj", "/CN=127.0.0.1", "-addext", f"subjectAltName=IP:127.0.0.1,IP:{FROM_NODE}"]
     made = subprocess.run([*argv, "-keyout", "-", "-out", "-"], capture_output=True, check=True)
     place.write_bytes(made.stdout)
     return place

@@ -51,6 +51,8 @@ def ensure(machine: node.Node, containerd: Containerd) -> bool:
     """
     drop_in = f"{UNITS}/{containerd.unit}.d/{DROP_IN}"
     program_changed = _ensure_program(machine)
+    for path in (os.path.dirname(PROGRAM), PROGRAM):
+        program_changed |= machine.reclaim(path)
     changed = machine.write(drop_in, _TEMPLATE.read_text())
     for path in _drop_ins(machine):
         if path != drop_in:

@@ -5,9 +5,13 @@ runs the hooks of one machine one at a time, so the list needs no lock.
 """
 
 import json
+import logging
+import os
 from typing import Any, cast
 
 from kata.machine import node
+
+log = logging.getLogger(__name__)
 
 STATE = "/var/lib/kata-charm"
 """Folder of what the charm itself must remember on a machine; only root may look inside."""
@@ -28,7 +32,7 @@ def join(machine: node.Node, unit: str) -> str:
     units = _present(machine, unit)
     if unit not in units:
         units.append(unit)
-    machine.path(STATE).mkdir(parents=True, exist_ok=True, mode=0o700)
+    _reclaim(machine)
     machine.write(_UNITS, json.dumps(units) + "\n", mode=0o600)
     return units[0]
 
@@ -46,6 +50,17 @@ def leave(machine: node.Node, unit: str) -> str | None:
         return units[0]
     machine.remove(_UNITS)
     return None
+
+
+def _reclaim(machine: node.Node) -> None:
+    """Make the folder if it is missing, and take back what somebody has made others' to change."""
+    top = machine.path(STATE)
+    top.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder, _, names in os.walk(top):
+        below = STATE + folder[len(str(top)) :]
+        for path in (below, *(f"{below}/{name}" for name in names)):
+            if machine.reclaim(path):
+                log.warning("%s could be changed by others than root: put right", path)
 
 
 def _present(machine: node.Node, unit: str) -> list[str]:
