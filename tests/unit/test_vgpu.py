@@ -228,6 +228,7 @@ def test_the_boots_program_stands_alone_and_is_enabled(machine):
     assert "systemctl enable kata-charm-vgpu.service" in machine.ran
     unit = machine.read(vgpu.BOOT_UNIT)
     assert f"ExecStart=/usr/bin/python3 -I -S {vgpu.BOOT_PROGRAM} {vgpu.RECORD}" in unit
+    assert "Before=containerd.service snap.k8s.containerd.service\n" in unit
     program = machine.read(vgpu.BOOT_PROGRAM)
     assert program == pathlib.Path(vgpu_boot.__file__).read_text()
     assert "kata import" not in program

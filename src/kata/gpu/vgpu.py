@@ -31,7 +31,7 @@ _UNIT_TEXT = f"""\
 [Unit]
 Description=Create the vGPUs of this machine
 After=systemd-modules-load.service nvidia-vgpud.service nvidia-vgpu-mgr.service
-Before=containerd.service
+Before=containerd.service snap.k8s.containerd.service
 ConditionPathExists={RECORD}
 
 [Service]
