@@ -63,10 +63,11 @@ def test_firmware_that_announces_none_is_the_one_to_mend(machine):
     assert "AMD-Vi (IOMMU) in the firmware" in state.remedy
 
 
-def test_a_word_that_switches_it_off_comes_first(machine):
-    cpu(machine, "GenuineIntel", "intel_iommu=off")
+@pytest.mark.parametrize("word", ["intel_iommu=off", "intel_iommu=strict,off", "iommu=off"])
+def test_a_word_that_switches_it_off_comes_first(machine, word):
+    cpu(machine, "GenuineIntel", f"quiet {word}")
     machine.lay({"/sys/firmware/acpi/tables/DMAR": ""})
-    assert iommu.state(machine).remedy.startswith("take intel_iommu=off off")
+    assert iommu.state(machine).remedy.startswith(f"take {word} off")
 
 
 def test_options_come_from_boot(machine):

@@ -68,14 +68,16 @@ def state(node: kata_node.Node) -> State:
     words = (node.read("/proc/cmdline") or "").split()
     parameter = PARAMETERS.get(vendor)
     tables = node.path("/sys/firmware/acpi/tables")
-    off = ("intel_iommu=off", "amd_iommu=off", "iommu=off")
+    names = ("intel_iommu", "amd_iommu", "iommu")
+    pairs = [(word, *word.partition("=")[::2]) for word in words]
+    off = (word for word, name, value in pairs if name in names and "off" in value.split(","))
     # The kernel takes a comma after the word too: intel_iommu=on,sm_on.
     given = {piece for word in words for piece in (word, word.partition(",")[0])}
     return State(
         active=_filled(node, GROUPS) and _filled(node, UNITS),
         parameter=parameter,
         on_command_line=parameter in given,
-        switched_off=next((word for word in words if word in off), None),
+        switched_off=next(off, None),
         announced=(tables / TABLES.get(vendor, "IORT")).exists() if tables.is_dir() else None,
         firmware_name=FIRMWARE_NAMES.get(vendor, FIRMWARE_NAMES[""]),
     )
