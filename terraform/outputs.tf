@@ -15,5 +15,7 @@ output "requires" {
 
 output "provides" {
   description = "Endpoints that the charm provides."
-  value       = {}
+  value = {
+    cos_agent = "cos-agent"
+  }
 }
