@@ -41,6 +41,13 @@ case "$*" in *config*|*version*) exec /usr/bin/containerd.real "$@" ;; esac
 if grep -qs 'begin, the charm' /etc/containerd/config.toml; then sh /root/whim; fi
 exec -a /usr/bin/containerd /usr/bin/containerd.real "$@"
 """
+# A containerd whose first look at what the charm is about to write takes long enough for an edit.
+MEANWHILE = f"""#!/bin/bash
+case "$*" in *candidate*dump*) test -e /root/edited || {{
+  touch /root/edited; echo '# by an administrator' >> {MAIN}; }} ;;
+esac
+exec -a /usr/bin/containerd /usr/bin/containerd.real "$@"
+"""
 POWER_CUTS = int(os.environ.get("KATA_POWER_CUTS", "3"))
 
 
@@ -240,6 +247,47 @@ def test_a_stopped_containerd_is_not_started_behind_anyones_back(node):
     assert handlers(node) == {"runc", "kata", "untrusted"}
     assert not ensure(node)["problem"]
     assert invocation(node) == run
+
+
+def replace_binary(node, program):
+    """Put another program in the place of the containerd that runs on."""
+    node.run("mv /usr/bin/containerd /usr/bin/containerd.real")
+    node.copy_in(program, "/usr/bin/containerd", 0o755)
+
+
+def test_a_file_that_somebody_deleted_is_there_when_containerd_starts(node):
+    ensure(node)
+    node.run(f"rm {MAIN} && systemctl restart containerd")
+    assert (is_active(node), cri(node)) == ("active", "ok")
+    assert handlers(node) == {"runc", "kata", "untrusted"}
+    ensure(node)
+    run = invocation(node)
+    assert not ensure(node)["changed"]
+    assert invocation(node) == run
+    call(node, "remove")
+    assert node.run(["test", "-e", MAIN], check=False).rc == 1
+
+
+def test_a_file_that_is_a_link_stays_one(node):
+    text = read(node)
+    node.run(f"mv {MAIN} /srv/real.toml && ln -s /srv/real.toml {MAIN}")
+    assert ensure(node)["changed"]
+    assert handlers(node) == {"runc", "kata", "untrusted"}
+    assert node.run(["readlink", MAIN]).out == "/srv/real.toml\n"
+    call(node, "remove")
+    assert node.run(["readlink", MAIN]).out == "/srv/real.toml\n"
+    assert read(node, "/srv/real.toml") == text
+
+
+def test_an_edit_between_our_read_and_our_write_is_kept(node):
+    text = read(node)
+    replace_binary(node, MEANWHILE)
+    node.run("systemctl restart containerd")
+    assert ensure(node)["changed"]
+    assert "# by an administrator" in read(node)
+    assert handlers(node) == {"runc", "kata", "untrusted"}
+    call(node, "remove")
+    assert read(node) == text + "# by an administrator\n"
 
 
 FULL = """
