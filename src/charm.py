@@ -187,7 +187,8 @@ class KataCharm(ops.CharmBase):
         return ops.ActiveStatus(f"RuntimeClass {names}")
 
     def _on_secret_changed(self, event: ops.SecretChangedEvent) -> None:
-        self.control_plane.forget()
+        with self._collected(self._unit_statuses):
+            self.control_plane.forget()
         self._reconcile(event)
 
     # Going
@@ -202,8 +203,13 @@ class KataCharm(ops.CharmBase):
         from kata import settings, workload
 
         self._leave_cluster()
-        self.control_plane.forget()  # first: its folder goes with the machine's part
-        if tenancy.leave(self.node, self.unit.name) is None:
+        try:
+            self.control_plane.forget()  # first: its folder goes with the machine's part
+            following = tenancy.leave(self.node, self.unit.name)
+        except (problems.Problem, OSError) as problem:
+            log.warning("all is left on the machine: %s", problem)
+            return
+        if following is None:
             options = None
             with contextlib.suppress(problems.Problem):
                 options = settings.read(self.config)
@@ -216,18 +222,18 @@ class KataCharm(ops.CharmBase):
         """
         from kata.cluster import node_labels, runtime_classes
 
-        access = self.control_plane.last_access()
-        last = self.unit.is_leader() and self.app.planned_units() == 0
-        if not access or not (last or tenancy.is_alone(self.node, self.unit.name)):
-            return
         try:
+            access = self.control_plane.last_access()
+            last = self.unit.is_leader() and self.app.planned_units() == 0
+            if not access or not (last or tenancy.is_alone(self.node, self.unit.name)):
+                return
             with self.control_plane.server(access) as server:
                 if server and tenancy.is_alone(self.node, self.unit.name):
                     gone = {node_labels.READY: None, node_labels.GPU: None}
                     node_labels.ensure(server, self.node, gone)
                 if server and last:
                     runtime_classes.remove_runtime_classes(server, self._owner)
-        except problems.Problem as problem:
+        except (problems.Problem, OSError) as problem:
             log.warning("labels or RuntimeClasses may be left in the cluster: %s", problem)
 
     # Answering

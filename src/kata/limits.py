@@ -11,9 +11,16 @@ class _TooLate(BaseException):
     """Passes by all that would go on after a failure of a part."""
 
 
+_BUSY = "see with top and iostat what keeps the machine busy, then run it again"
+
+
 @contextlib.contextmanager
-def within(seconds: int) -> Generator[None]:
+def within(seconds: float, remedy: str = _BUSY) -> Generator[None]:
     """Give up on what takes longer than that many seconds; for the main thread only.
+
+    Args:
+        seconds: how long it may take.
+        remedy: what to say of it when the time is up.
 
     Raises:
         Waiting: the time is up.
@@ -27,10 +34,7 @@ def within(seconds: int) -> Generator[None]:
     try:
         yield
     except _TooLate:
-        raise problems.Waiting(
-            f"no answer within {seconds} s: see with top and iostat what keeps the machine busy, "
-            "then run it again"
-        ) from None
+        raise problems.Waiting(f"no answer within {seconds:g} s: {remedy}") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -10,6 +10,7 @@ import ops.testing
 import pytest
 
 import charm
+from kata import problems
 from kata.cluster import api
 from tests import api_server
 from tests.api_objects import RUNTIME_CLASS
@@ -146,6 +147,27 @@ def test_nobody_listens(kata):
     assert kata.unit[0] == kata.app[0] == "waiting"
     assert "refused" in kata.unit[1].lower()
     assert node.is_as_before()
+
+
+@pytest.mark.parametrize("event", ["secret_changed", "stop"])
+@pytest.mark.parametrize(
+    "error", [problems.Blocked("cannot write x: Read-only file system"), OSError(30, "Read-only")]
+)
+def test_a_disk_that_refuses_is_no_traceback(kata, cluster, monkeypatch, event, error):
+    relate_cluster(kata, cluster)
+
+    def refuse(*_, **__):
+        raise error
+
+    for name in ("write", "remove", "read"):
+        monkeypatch.setattr(kata.node, name, refuse)
+    on = kata.context.on
+    if event == "secret_changed":
+        kata.run(on.secret_changed(next(iter(kata.state.secrets))))
+        assert kata.unit[0] == "blocked"
+    else:
+        kata.run(on.stop())
+    assert [line for line in kata.context.juju_log if "Read-only" in line.message]
 
 
 # Certificates and tokens

@@ -12,11 +12,10 @@ import logging
 import os
 import pathlib
 import re
-import signal
 from collections.abc import Callable, Collection, Generator, Iterable
 from typing import Any
 
-from kata import problems
+from kata import limits, problems
 from kata.machine import node as kata_node
 from kata.release import release
 
@@ -47,6 +46,7 @@ _APT = (
 _SECONDS = 1800
 # A key server, or Launchpad, may be slow; charmhelpers itself would wait for ever.
 _SOURCE_SECONDS = 300
+_SLOW = "what package-source or package-key names is slow; tried again at the next hook"
 # Whoever holds the lock, or serves the packages, may be back the next time.
 _PASSING = re.compile(
     r"could not get lock|unable to acquire|another process using it|failed to fetch|timed out"
@@ -232,25 +232,14 @@ def _install(
 
 
 @contextlib.contextmanager
-def _bounded(seconds: float) -> Generator[None]:
-    """Have the programs that charmhelpers starts come from the fixed PATH, and end in time.
-
-    Raises:
-        TimeoutError: they did not.
-    """
-
-    def late(*_: object) -> None:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-
-    path, former = os.environ.get("PATH", ""), signal.signal(signal.SIGALRM, late)
+def _fixed_path() -> Generator[None]:
+    """Have the programs that charmhelpers starts come from the fixed PATH, as ours do."""
+    before = os.environ.get("PATH", "")
     os.environ["PATH"] = kata_node.PATH
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
-        os.environ["PATH"] = path
+        os.environ["PATH"] = before
 
 
 def _add_source(source: str, key: str) -> None:
@@ -259,14 +248,10 @@ def _add_source(source: str, key: str) -> None:
 
     fetch: Any = importlib.import_module("charmhelpers.fetch")
     try:
-        with _bounded(_SOURCE_SECONDS):
+        with _fixed_path(), limits.within(_SOURCE_SECONDS, _SLOW):
             fetch.add_source(source, key or None, fail_invalid=True)
     except AttributeError as error:  # how charmhelpers takes it that gpg finds no key
         raise problems.Blocked("option package-key: gpg finds no key in it; correct it") from error
-    except TimeoutError as error:
-        raise problems.Waiting(
-            f"option package-source or package-key: {error}; tried again at the next hook"
-        ) from error
     except (fetch.SourceConfigError, subprocess.CalledProcessError, OSError) as error:
         raise problems.Blocked(
             f"option package-source or package-key: {error}"[:150] + "; correct it"
