@@ -21,7 +21,7 @@ from kata.configuration import custody
 from kata.containerd import daemon
 from kata.gpu import check as gpu_check
 from kata.gpu import configuration as gpu_configuration
-from kata.gpu import iommu, mdev, pci, vfio
+from kata.gpu import holders, iommu, mdev, pci, vfio
 from kata.gpu import report as gpu_report
 from kata.machine import host, modules, tenancy
 from kata.release import release, unpacked
@@ -145,7 +145,9 @@ def look_at_gpus(node):
     yield json.dumps([dataclasses.asdict(each) for each in report.findings])
     yield json.dumps([dataclasses.asdict(each) for each in mdev.types(node)])
     yield json.dumps([dataclasses.asdict(each) for each in mdev.instances(node)])
-    yield str([pci.functions(node), vfio.recorded(node), vfio.holders(node, "/dev/nvidia*")])
+    yield str(
+        [pci.functions(node), vfio.recorded(node), holders.having_open(node, "/dev/nvidia*")]
+    )
     yield str(iommu.state(node))
 
 

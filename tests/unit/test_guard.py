@@ -143,7 +143,13 @@ class TestLeftAlone:
         node.path("/usr/local/bin/containerd-shim-kata-v2").unlink()
         assert "is missing: no handlers without it" in self.refused(node)
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", '{"handlers": ["kata"]}'])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("", "{", "[]", '{"handlers": ["kata"]}'),
+            '{"handlers": [], "sections": {}, "known": [], "release": [1e999, 7, 0]}',
+        ],
+    )
     def test_a_memory_that_is_of_no_use(self, node, containerd, text):
         node.lay({containerd_memory.WANTED: text})
         assert self.refused(node) == ""

@@ -54,7 +54,7 @@ def load(machine: node.Node) -> Memory | None:
             wanted=wanted,
             touched=tuple(said["touched"]),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, ArithmeticError, KeyError, TypeError):
         return None
 
 
