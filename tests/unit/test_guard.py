@@ -1,5 +1,6 @@
 """The guard, as systemd runs it: the packed program, by the machine's own Python."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -181,11 +182,11 @@ class TestInPlace:
         assert command.endswith(f" -I -S {guard.PROGRAM}")
 
     def test_a_newer_charm_brings_a_newer_program(self, node, containerd, monkeypatch):
-        monkeypatch.setattr(guard, "pack", lambda: b"newer")
-        monkeypatch.setattr(guard, "_MODULES", guard._MODULES[:-1])
+        newer = dataclasses.replace(guard._GUARD, modules=guard._GUARD.modules[:-1])
+        monkeypatch.setattr(guard, "_GUARD", newer)
         node.ran.clear()
         assert guard.ensure(node, containerd.find())
-        assert node.read(guard.PROGRAM) == "newer"
+        assert node.path(guard.PROGRAM).read_bytes() == newer.pack()
         assert "systemctl daemon-reload" not in node.ran
 
     @pytest.mark.parametrize("damage", ["removed", "edited"])
@@ -195,7 +196,7 @@ class TestInPlace:
         else:
             node.lay({guard.PROGRAM: "x"})
         assert guard.ensure(node, containerd.find())
-        assert node.path(guard.PROGRAM).read_bytes() == guard.pack()
+        assert node.path(guard.PROGRAM).read_bytes() == guard._GUARD.pack()
 
     def test_when_the_unit_changes_so_does_the_place(self, node, containerd):
         found = containerd.find()
@@ -222,4 +223,4 @@ class TestInPlace:
 
 
 def test_the_same_modules_make_the_same_program():
-    assert guard.pack() == guard.pack()
+    assert guard._GUARD.pack() == guard._GUARD.pack()

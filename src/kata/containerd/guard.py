@@ -10,33 +10,34 @@ import pathlib
 
 from kata.containerd import version
 from kata.containerd.daemon import Containerd
-from kata.machine import facts, node
+from kata.machine import node, program
 
 PROGRAM = "/usr/local/lib/kata-charm/guard.pyz"
 UNITS = "/etc/systemd/system"
 DROP_IN = "kata-charm.conf"
 
-_PACKAGE = pathlib.Path(__file__).parents[1]
-_TEMPLATE = _PACKAGE.parents[1] / "templates" / "containerd-guard.conf"
-_MADE_FROM = f"{version.FOLDER}/guard"
-_MODULES = (
-    "__init__",
-    "containerd/__init__",
-    "containerd/candidate",
-    "containerd/config",
-    "containerd/files",
-    "containerd/guard_repair",
-    "containerd/memory",
-    "containerd/toml_statements",
-    "containerd/version",
-    "machine/__init__",
-    "machine/facts",
-    "machine/node",
-    "machine/tenancy",
-    "problems",
+_TEMPLATE = pathlib.Path(__file__).parents[3] / "templates" / "containerd-guard.conf"
+_GUARD = program.Program(
+    path=PROGRAM,
+    main="containerd/guard_program",
+    modules=(
+        "__init__",
+        "containerd/__init__",
+        "containerd/candidate",
+        "containerd/config",
+        "containerd/files",
+        "containerd/guard_repair",
+        "containerd/memory",
+        "containerd/toml_statements",
+        "containerd/version",
+        "machine/__init__",
+        "machine/facts",
+        "machine/node",
+        "machine/tenancy",
+        "problems",
+    ),
+    record=f"{version.FOLDER}/guard",
 )
-_MAIN = "containerd/guard_program"
-_DATE = (1980, 1, 1, 0, 0, 0)  # the same modules make the same program
 
 
 def ensure(machine: node.Node, containerd: Containerd) -> bool:
@@ -50,9 +51,8 @@ def ensure(machine: node.Node, containerd: Containerd) -> bool:
         CommandFailed: systemd does not take it.
     """
     drop_in = f"{UNITS}/{containerd.unit}.d/{DROP_IN}"
-    program_changed = _ensure_program(machine)
-    for path in (os.path.dirname(PROGRAM), PROGRAM):
-        program_changed |= machine.reclaim(path)
+    version.make_folder(machine)
+    program_changed = _GUARD.ensure(machine)
     changed = machine.write(drop_in, _TEMPLATE.read_text())
     for path in _drop_ins(machine):
         if path != drop_in:
@@ -77,39 +77,7 @@ def remove(machine: node.Node) -> bool:
         changed |= _remove(machine, path)
     if changed:
         machine.run("systemctl", "daemon-reload")
-    return _remove(machine, PROGRAM) or changed
-
-
-def pack() -> bytes:
-    """Return the guard's program: one file that Python runs."""
-    import io
-    import zipfile
-
-    sources = {f"kata/{module}.py": _PACKAGE / f"{module}.py" for module in _MODULES}
-    sources["__main__.py"] = _PACKAGE / f"{_MAIN}.py"
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name, path in sources.items():
-            archive.writestr(zipfile.ZipInfo(name, _DATE), path.read_bytes())
-    return packed.getvalue()
-
-
-def _ensure_program(machine: node.Node) -> bool:
-    made_from = _made_from(machine)
-    machine.path(PROGRAM)  # so that a witness knows what this depends on
-    if machine.read(_MADE_FROM) == made_from:
-        return False
-    changed = machine.write(PROGRAM, pack().decode("utf-8", "surrogateescape"))
-    version.make_folder(machine)
-    machine.write(_MADE_FROM, _made_from(machine), mode=0o600)
-    return changed
-
-
-def _made_from(machine: node.Node) -> str:
-    """Return what tells whether the program is the one that our modules make: no need to pack."""
-    modules = [("stat", f"{_PACKAGE}/{module}.py") for module in (*_MODULES, _MAIN)]
-    looked = facts.record(modules) + facts.record([("stat", PROGRAM)], str(machine.root))
-    return looked.decode("utf-8", "surrogateescape")
+    return _GUARD.remove(machine) or changed
 
 
 def _drop_ins(machine: node.Node) -> list[str]:
