@@ -45,6 +45,11 @@ def of(words: str) -> Cause | None:
     return None
 
 
+def names() -> tuple[str, ...]:
+    """Return the names of all causes."""
+    return tuple(row.cause.name for row in _ROWS)
+
+
 def _row(pattern: str, name: str, meaning: str, remedy: str) -> _Row:
     return _Row(re.compile(pattern, re.IGNORECASE), Cause(name, meaning, remedy))
 

@@ -1,0 +1,1 @@
+"""How sandboxes and their node fare, for Prometheus: Kata's own monitor, and an exporter of ours."""
