@@ -1,8 +1,12 @@
 """How a node is, after the charm's work on it: what Juju and the cluster are told."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from kata import problems
+
+if TYPE_CHECKING:
+    from kata.observability import services
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Report:
     """Addresses of the GPUs that sandboxes can have."""
     notes: tuple[str, ...] = ()
     """What the operator should know, and need not act on."""
+    targets: "tuple[services.Target, ...]" = ()
+    """Where Prometheus can ask how sandboxes and the node fare."""
     problem: problems.Problem | None = None
     """What keeps a part from being ready that ordinary sandboxes do not need."""
 

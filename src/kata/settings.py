@@ -215,6 +215,7 @@ OPTIONS: Mapping[str, _Option] = {
         str, _matching(_VGPU_TYPE, also=("",)), "a type id such as nvidia-105, or its name"
     ),
     "vgpu-count": _Option(int, _between(0, 256), "a number from 0 to 256"),
+    "metrics-port": _Option(int, _between(1024, 65534), "a port from 1024 to 65534"),
 }
 
 
@@ -255,6 +256,7 @@ class Settings:
     gpu_prepare_host: bool
     vgpu_type: str
     vgpu_count: int
+    metrics_port: int
 
 
 def read(config: Mapping[str, object]) -> Settings:

@@ -23,6 +23,7 @@ from kata.report import Report
 
 if TYPE_CHECKING:
     from kata.gpu import configuration as gpu_configuration
+    from kata.observability import services
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def ensure(
     progress: Progress,
     *,
     again: bool = False,
+    observed: bool = False,
 ) -> Report:
     """Bring a node to what the options ask for.
 
@@ -56,6 +58,7 @@ def ensure(
         attached: the resources that are not empty, by name.
         progress: told in a few words what takes long.
         again: try once more what containerd did not come back with last time.
+        observed: have metrics served.
 
     Raises:
         Problem: it cannot be done; what worked before works on.
@@ -90,6 +93,7 @@ def ensure(
         handler_files.ensure(node, files)
     containerd_handlers.ensure(node, found, wanted, again=again)
     guard.ensure(node, found)
+    served = _ensure_metrics(node, installed, found, options.metrics_port if observed else None)
     if kept := installation.collect(node):
         log.info("kept for the sandboxes that run from them: %s", ", ".join(kept))
     packages.remove_dead_source(node)
@@ -98,7 +102,8 @@ def ensure(
         tuple(each.name for each in wanted),
         wanted[0].configuration if wanted[0].config_path else "",
         gpus.addresses,
-        (*gpus.notes, *_doubts(node, installed, wanted[0].shim, found.release)),
+        (*gpus.notes, *_doubts(node, installed, wanted[0].shim, found.release), *served.notes),
+        served.targets,
         gpus.problem,
     )
 
@@ -154,8 +159,14 @@ def remove(node: kata_node.Node, options: settings.Settings | None) -> None:
 
         preparation.undo(node)
 
+    def metrics() -> None:
+        from kata.observability import services
+
+        services.remove(node)
+
     steps: tuple[Callable[[], object], ...] = (
         proofs,
+        metrics,
         lambda: guard.remove(node),
         lambda: containerd_handlers.remove(node, containerd()),
         lambda: handler_files.remove(node),
@@ -215,6 +226,18 @@ def _ensure_gpus(
         return _Gpus(notes=notes, problem=problem)
     extra = configuration_text.Extra(made.changes, made.kernel_params_add, made.base)
     return _Gpus(gpus, overhead, extra, (*notes, *made.notes), problem)
+
+
+def _ensure_metrics(
+    node: kata_node.Node, installed: release.Release, found: daemon.Containerd, port: int | None
+) -> "services.Services":
+    """Have metrics served, or take the services away; a kata-monitor keeps its release in use."""
+    from kata.observability import services
+
+    if port is not None:
+        return services.ensure(node, installed, found, port)
+    services.remove(node)
+    return services.Services()
 
 
 def _doubts(

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from tests.node import standin_configuration
 
 SHIM = pathlib.Path(__file__).parent / "standin_shim.py"
+MONITOR = pathlib.Path(__file__).parent / "standin_monitor.py"
 NOTHING = b"#!/bin/sh\nexec sleep infinity\n"
 FOLDER = "share/defaults/kata-containers"
 WHEN = 1_767_225_600  # every file's time, so that an archive made twice is the same
@@ -94,7 +95,7 @@ def _release(release: str, shims: list[str], hypervisor: bytes) -> Iterator[Part
     if "go" in shims:
         yield Part("bin/containerd-shim-kata-v2", _shim(release, "go"), 0o755)
         yield Part("bin/kata-runtime", _tool(release), 0o755)
-        yield Part("bin/kata-monitor", NOTHING, 0o755)
+        yield Part("bin/kata-monitor", _monitor(number), 0o755)
         yield Part("bin/firecracker", hypervisor, 0o755)
         yield Part("bin/jailer", NOTHING, 0o755)
         kinds = ["qemu", "clh", "fc", *(["qemu-nvidia-gpu"] if number >= (3, 2, 0) else [])]
@@ -147,6 +148,13 @@ def _shim(release: str, language: str) -> bytes:
         text = text.replace(
             '("cri.runtimeoptions.v1.Options")', '("cri.runtimeoptions.v1.Options",)'
         )
+    return text.encode()
+
+
+def _monitor(number: tuple[int, ...]) -> bytes:
+    text = MONITOR.read_text()
+    if number < (2, 2, 0):
+        text = text.replace('"--runtime-endpoint"', '"--containerd-address"')
     return text.encode()
 
 
