@@ -19,6 +19,7 @@ import ops
 
 from kata import problems, report, unchanged
 from kata.machine import node, tenancy
+from kata.observability import told
 
 # What a hook that finds nothing to do can do without is imported where it is needed.
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENDPOINTS = ("containerd", "node", "untrusted", "kube-control")
+ENDPOINTS = ("containerd", "node", "untrusted", "kube-control", "cos-agent")
 RESOURCES = ("kata-archive",)
 GPU_RESOURCES = ("guest-kernel", "vgpu-driver")
 
@@ -42,6 +43,7 @@ class KataCharm(ops.CharmBase):
         self.node = node.Node()
         self._unit_statuses: list[ops.StatusBase] = []
         self._app_statuses: list[ops.StatusBase] = []
+        self._worked_with: settings.Settings | None = None
         _pass_proxies_on()
 
         for event in (
@@ -73,7 +75,12 @@ class KataCharm(ops.CharmBase):
 
         The node's work and the cluster's do not hold each other up.
         """
-        routine = isinstance(event, ops.UpdateStatusEvent)
+        self._ensure(routine=isinstance(event, ops.UpdateStatusEvent))
+        if self.node.exists(told.FOLDER) and tenancy.is_first(self.node, self.unit.name):
+            with self._collected(self._unit_statuses):
+                self._tell_exporter()
+
+    def _ensure(self, *, routine: bool) -> None:
         with self._collected(self._unit_statuses):
             found = self._unchanged() if routine else None
             if found:
@@ -110,16 +117,26 @@ class KataCharm(ops.CharmBase):
 
     def _ensure_node(self, options: "settings.Settings", *, again: bool) -> report.Report:
         """Do the node's work, if it is this unit's turn."""
+        import cos_agent
         from kata import workload
 
         unchanged.forget(self.node)
+        observers = cos_agent.Provider(self)
         turn = tenancy.join(self.node, self.unit.name)
         if turn != self.unit.name:
+            observers.publish(())
             return report.Report(None, notes=(f"standing by: {turn} runs Kata here",))
+        self._worked_with = options
         witness = unchanged.Witness(self.node)
         done = workload.ensure(
-            witness, options, self._attached(options), self._show_progress, again=again
+            witness,
+            options,
+            self._attached(options),
+            self._show_progress,
+            again=again,
+            observed=observers.is_asked,
         )
+        observers.publish(done.targets)
         if done.version:
             self.unit.set_workload_version(done.version)
             self._tell_containerds_charm(done.config_path)
@@ -185,6 +202,17 @@ class KataCharm(ops.CharmBase):
                 return ops.ActiveStatus(f"RuntimeClass {names} is yours: no kube-control relation")
             runtime_classes.ensure_runtime_classes(server, self._owner, classes)
         return ops.ActiveStatus(f"RuntimeClass {names}")
+
+    def _tell_exporter(self) -> None:
+        """Leave for the exporter what it cannot see itself."""
+        from kata.observability import telling
+
+        wrong = [
+            each.message
+            for each in (*self._unit_statuses, *self._app_statuses)
+            if not isinstance(each, ops.ActiveStatus)
+        ]
+        telling.tell(self.node, self._worked_with, self.control_plane.server, "; ".join(wrong))
 
     def _on_secret_changed(self, event: ops.SecretChangedEvent) -> None:
         with self._collected(self._unit_statuses):

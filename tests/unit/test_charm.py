@@ -13,6 +13,7 @@ import charm
 from kata import problems, workload
 from kata.gpu import preparation
 from kata.machine import host
+from kata.observability import told
 from kata.release import release
 from tests import api_server
 from tests.node import standin
@@ -621,6 +622,79 @@ def go(kata, relation=None):
     if relation:
         kata.run(kata.context.on.relation_departed(relation, remote_unit=0, departing_unit=0))
     kata.run(kata.context.on.stop())
+
+
+# Being observed
+
+
+@pytest.fixture
+def collector(kata):
+    """The unit, related to a collector, on a machine whose systemd starts services."""
+    for verb in ("enable", "disable", "restart", "reset-failed"):
+        kata.node.on(f"systemctl {verb} *kata-charm*")
+    shown = type(kata.node.run("systemctl daemon-reload"))(0, "active\nactive\n", "")
+    kata.node.on("systemctl show --property=ActiveState --value *", effect=lambda _: shown)
+    relation = ops.testing.Relation("cos-agent", remote_app_name="opentelemetry-collector")
+    kata.relate(relation)
+    return relation
+
+
+def jobs(kata, relation):
+    sent = json.loads(kata.state.get_relation(relation.id).local_unit_data["config"])
+    return [job["static_configs"][0]["targets"][0] for job in sent["metrics_scrape_jobs"]]
+
+
+def test_a_collector_is_told_what_is_served(kata, collector):
+    kata.run()
+    assert kata.unit == ("active", AVAILABLE)
+    assert jobs(kata, collector) == ["127.0.0.1:8091", "127.0.0.1:8090"]
+    assert told.load(kata.node).release == "3.32.0"
+    assert told.load(kata.node).overheads["kata"] == ("qemu", 320 << 20)
+
+
+def test_a_release_without_kata_monitor_says_so(kata, collector, archives):
+    kata.run().attach(archives["4.1.0"])
+    assert jobs(kata, collector) == ["127.0.0.1:8091"]
+    assert "Kata 4.1.0 ships no kata-monitor" in kata.unit[1]
+
+
+def test_without_a_collector_nothing_of_it_is_there(kata):
+    kata.run()
+    assert not [path for path in kata.node.tree() if "metrics" in path or "monitor.s" in path]
+
+
+def test_when_the_collector_leaves_everything_of_it_goes(kata, collector):
+    before = kata.change(relations=[kata.placement]).run().node.tree()
+    kata.relate(collector).run()
+    relation = kata.state.get_relation(collector.id)
+    kata.run(kata.context.on.relation_broken(relation))
+    assert kata.node.tree() == before
+
+
+def test_the_cluster_is_told_as_it_is(kata, collector, cluster):
+    relate_cluster(kata, cluster)
+    found = told.load(kata.node)
+    assert (dict(found.runtime_classes), found.labelled) == ({"kata": True}, True)
+    assert found.problem == ""
+
+
+def test_a_label_is_still_told_of_when_the_node_is_no_longer_ready(kata, collector, cluster):
+    relate_cluster(kata, cluster)
+    kata.config(kata_config="x = [").run()
+    found = told.load(kata.node)
+    assert kata.unit[0] == "blocked"
+    assert found.labelled
+    assert found.problem == kata.unit[1]
+    assert found.release == "3.32.0"
+
+
+def test_a_control_plane_that_is_silent_leaves_the_last_word(kata, collector, cluster):
+    relate_cluster(kata, cluster)
+    cluster.faults.append(api_server.Fault(status=500))
+    kata.run()
+    found = told.load(kata.node)
+    assert (dict(found.runtime_classes), found.labelled) == ({"kata": True}, True)
+    assert "control plane" in found.problem
 
 
 def test_removal_leaves_the_machine_as_it_was(kata):

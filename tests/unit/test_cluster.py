@@ -427,9 +427,9 @@ def test_a_list_of_a_form_that_should_not_be_is_no_crash(stand_in, listed):
 
 def test_the_store_of_the_stand_in_and_the_server_agree_on_amounts():
     for text in ("1", "1500m", "0.25", "320Mi", "10240Mi", "0.5Gi", "1000M", "2048", "1.5Ki"):
-        assert runtime_classes._amount(text) == runtime_classes._amount(api_objects.quantity(text))
+        assert runtime_classes._same(text) == runtime_classes._same(api_objects.quantity(text))
     assert (
-        runtime_classes._amount("1Gi")
-        == runtime_classes._amount("1024Mi")
-        != runtime_classes._amount("1G")
+        runtime_classes._same("1Gi")
+        == runtime_classes._same("1024Mi")
+        != runtime_classes._same("1G")
     )

@@ -45,6 +45,16 @@ def ensure(server: api.Server, machine: node.Node, labels: Mapping[str, str | No
     return True
 
 
+def is_ready(server: api.Server, machine: node.Node) -> bool | None:
+    """Return whether this machine's node has the label of those that are ready; None for no node.
+
+    Raises:
+        Waiting: the API server does not tell it now.
+    """
+    live = find(server, machine)
+    return None if live is None else mapping(live, "metadata", "labels").get(READY) == "true"
+
+
 def find(server: api.Server, machine: node.Node) -> Manifest | None:
     """Return the Node object of this machine, or None: the machine's id proves that it is.
 

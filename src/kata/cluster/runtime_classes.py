@@ -9,10 +9,14 @@ import dataclasses
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from kata import problems
 from kata.cluster import api, managed_fields
 from kata.cluster.managed_fields import MANAGER, Manifest, mapping
+
+if TYPE_CHECKING:
+    import decimal
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +120,15 @@ def ensure_runtime_classes(
     return bool(changed)
 
 
+def present(server: api.Server, names: Iterable[str]) -> dict[str, bool]:
+    """Return which RuntimeClasses are in the cluster, whosever they are.
+
+    Raises:
+        Waiting: the API server does not tell it now.
+    """
+    return {name: server.read(f"{_PATH}/{name}") is not None for name in names}
+
+
 def remove_runtime_classes(server: api.Server, owner: Owner) -> bool:
     """Remove every RuntimeClass of the owner; return True if there was one.
 
@@ -179,7 +192,7 @@ def _said(made: Manifest) -> Manifest:
         "labels": mapping(made, "metadata", "labels"),
         "annotations": mapping(made, "metadata", "annotations"),
         "handler": made.get("handler"),
-        "overhead": {resource: _amount(str(amount)) for resource, amount in fixed.items()},
+        "overhead": {resource: _same(str(amount)) for resource, amount in fixed.items()},
         "selector": mapping(made, "scheduling", "nodeSelector"),
     }
 
@@ -187,13 +200,23 @@ def _said(made: Manifest) -> Manifest:
 _POWERS = {"n": -3, "u": -2, "m": -1, "": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
 
 
-def _amount(quantity: str) -> object:
-    """Return a quantity as a number: the server writes 1024Mi as 1Gi and 0.25 as 250m."""
+def amount(quantity: str) -> int:
+    """Return a quantity of memory in bytes; 0 for what is none."""
+    return int(number) if (number := _number(quantity)) is not None else 0
+
+
+def _same(quantity: str) -> object:
+    """Return what is equal for equal quantities: the server writes 1024Mi as 1Gi and 0.25 as 250m."""
+    number = _number(quantity)
+    return quantity if number is None else number
+
+
+def _number(quantity: str) -> "decimal.Decimal | None":
     import decimal
 
     read = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([numkKMGTPE]?)(i?)", quantity)
     if not read:
-        return quantity
+        return None
     number, prefix, binary = read.groups()
     power = _POWERS[prefix.replace("K", "k")]
     return decimal.Decimal(number) * decimal.Decimal(1024 if binary else 1000) ** power

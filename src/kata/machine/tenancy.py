@@ -37,6 +37,11 @@ def join(machine: node.Node, unit: str) -> str:
     return units[0]
 
 
+def is_first(machine: node.Node, unit: str) -> bool:
+    """Return whether it is this unit's turn."""
+    return _present(machine, unit)[:1] == [unit]
+
+
 def is_alone(machine: node.Node, unit: str) -> bool:
     """Return whether no other unit is there to go on when this one leaves."""
     return _present(machine, unit) in ([], [unit])
