@@ -13,7 +13,7 @@ import charm
 from kata import problems, workload
 from kata.gpu import preparation
 from kata.machine import host
-from kata.observability import told
+from kata.observability import telling, told
 from kata.release import release
 from tests import api_server
 from tests.node import standin
@@ -656,6 +656,17 @@ def test_a_release_without_kata_monitor_says_so(kata, collector, archives):
     kata.run().attach(archives["4.1.0"])
     assert jobs(kata, collector) == ["127.0.0.1:8091"]
     assert "Kata 4.1.0 ships no kata-monitor" in kata.unit[1]
+
+
+def test_a_hook_that_finds_nothing_to_do_still_tells_when(kata, collector, monkeypatch):
+    kata.run().run(kata.context.on.update_status())
+    monkeypatch.setattr(workload, "ensure", None)  # it is not called
+    monkeypatch.setattr(telling.time, "time", lambda: 1763990000)
+    kata.run(kata.context.on.update_status())
+    assert kata.unit == ("active", AVAILABLE)
+    assert told.load(kata.node).time == 1763990000
+    assert told.load(kata.node).release == "3.32.0"
+    assert jobs(kata, collector) == ["127.0.0.1:8091", "127.0.0.1:8090"]
 
 
 def test_without_a_collector_nothing_of_it_is_there(kata):

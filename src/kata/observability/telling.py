@@ -45,10 +45,13 @@ def _of_node(machine: kata_node.Node, options: settings.Settings, before: told.T
     from kata.release import release
 
     installed = release.installed(machine)
+    link = machine.path(release.SHIM_LINK)
+    used = str(link.readlink()) if link.is_symlink() else ""
+    shims = {path: shim for shim, path in installed.shims.items()} if installed else {}
     return dataclasses.replace(
         before,
         release=installed.version if installed else "",
-        shim=installed.shim(options.shim) if installed else "",
+        shim=shims.get(used, ""),
         overheads={
             each.name: (each.hypervisor, runtime_classes.amount(each.overhead_memory))
             for each in handlers.classes(options, workload.gpu_overhead(options))
