@@ -659,6 +659,8 @@ def test_a_release_without_kata_monitor_says_so(kata, collector, archives):
 
 
 def test_a_hook_that_finds_nothing_to_do_still_tells_when(kata, collector, monkeypatch):
+    for unit in ("containerd", "kata-charm-metrics", "kata-charm-monitor"):
+        kata.node.lay({f"/run/systemd/units/invocation:{unit}.service": "x"})
     kata.run().run(kata.context.on.update_status())
     monkeypatch.setattr(workload, "ensure", None)  # it is not called
     monkeypatch.setattr(telling.time, "time", lambda: 1763990000)

@@ -4,6 +4,7 @@ They are there as long as somebody asks for them, and listen on the loopback add
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -125,7 +126,7 @@ def ensure(
         Blocked: a file cannot be written.
         CommandFailed: systemd does not take it.
     """
-    machine.path(told.FOLDER).mkdir(parents=True, exist_ok=True, mode=0o700)
+    told.make_folder(machine)
     stale = {EXPORTER} if _PROGRAM.ensure(machine) else set[str]()
     monitor = _monitor(machine, installed, containerd, port)
     wanted = {EXPORTER: _exporter(machine, containerd, port + 1)}
@@ -163,7 +164,7 @@ def remove(machine: node.Node) -> bool:
         return False  # it comes first and goes last
     changed = _remove(machine, [MONITOR, EXPORTER])
     changed |= _PROGRAM.remove(machine)
-    for path in (told.FILE, told.FOLDER):
+    for path in (told.FILE, os.path.dirname(told.FILE), told.FOLDER):
         changed |= machine.remove(path)
     return changed
 

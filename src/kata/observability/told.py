@@ -13,7 +13,7 @@ from kata.machine import tenancy
 
 FOLDER = f"{tenancy.STATE}/metrics"
 """The one folder of the charm's, beside containerd's, that the exporter can read."""
-FILE = f"{FOLDER}/told.json"
+FILE = f"{FOLDER}/hooks/told.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,15 @@ def save(node: kata_node.Node, told: Told) -> None:
     Raises:
         Blocked: the file cannot be written.
     """
-    node.path(FOLDER).mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(node)
     node.write(FILE, json.dumps(dataclasses.asdict(told)) + "\n", mode=0o600)
+
+
+def make_folder(node: kata_node.Node) -> None:
+    """Make the folder, and in it that of the file: it changes with each hook, and `FOLDER` does not."""
+    top = node.path(FOLDER)
+    top.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (top / "hooks").mkdir(exist_ok=True, mode=0o700)
 
 
 def load(node: kata_node.Node) -> Told | None:
