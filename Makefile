@@ -3,7 +3,7 @@ TOX = .cache/tools/bin/tox --quiet run
 export TOX_WORK_DIR = .cache/tox
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo test format lint unit functional integration reference docs audit sbom fuzz lock pin-release clean
+.PHONY: help set-up demo bench test format lint unit functional integration reference docs audit sbom fuzz lock pin-release clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -13,6 +13,9 @@ set-up: ## Install what the other commands need
 
 demo: set-up ## Show the charm at work on a throwaway node
 	@$(TOX) -e demo
+
+bench: set-up ## Measure what the charm costs, and write build/bench.json
+	@$(TOX) -e bench
 
 test: set-up ## Format, lint, types, documentation, unit and functional tests
 	@$(TOX) -e lint,docs,unit,functional

@@ -1,56 +1,73 @@
-"""Runs commands in turn, several rounds, and tells what each run cost; Python's own library alone.
+"""Runs commands in turn, several rounds, and tells what each run cost."""
 
-It reads a plan in JSON from its standard input and writes what it measured to its standard output.
-Where it runs, a throwaway node or this machine, is its caller's choice.
-
-    {"rounds": 5, "contenders": {"ours": {"argv": [...], "cwd": "/", "files": {path: text}}}}
-
-`files` are written before each run, so that every run starts from the same state, and `before` is a
-command that is run and not measured.
-"""
-
-import json
 import os
-import resource
+import pathlib
+import statistics
 import subprocess
-import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 
-def main() -> None:
-    """Measure what the plan says."""
-    plan = json.load(sys.stdin)
-    contenders = plan["contenders"]
-    samples = {name: [] for name in contenders}
-    for number in range(plan["rounds"]):
-        # Whoever goes first in one round goes last in the next: neither always finds warm caches.
+class Contender(NamedTuple):
+    """A command.
+
+    Attributes:
+        argv: the command.
+        cwd: where it runs.
+        files: written before each run, in turn where there are several: every run starts from a
+            known state.
+        apart: a file to which others add seconds that are not the command's own.
+    """
+
+    argv: Sequence[str]
+    cwd: str = "/"
+    files: Sequence[Mapping[str, str]] = ({},)
+    apart: str = ""
+
+
+class Cost(NamedTuple):
+    """What a run cost: seconds, seconds of CPU with that of its children, MiB at the most."""
+
+    wall: float
+    cpu: float
+    memory: float
+
+
+def measured(contenders: Mapping[str, Contender], rounds: int) -> dict[str, Cost]:
+    """Return the medians of each contender.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    samples: dict[str, list[Cost]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        # Whoever goes first in one round goes last in the next: nobody always finds warm caches.
         names = list(contenders) if number % 2 == 0 else list(reversed(contenders))
         for name in names:
-            samples[name].append(measured(**contenders[name]))
-    json.dump(samples, sys.stdout)
-
-
-def measured(argv, cwd="/", files=None, before=None):
-    """Run a command; return its status, seconds, seconds of CPU and most KiB of memory."""
-    for path, text in (files or {}).items():
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    if before:
-        subprocess.run(before, check=True, stdout=subprocess.DEVNULL)
-    with open(os.devnull, "rb+") as nothing:
-        began = time.perf_counter()
-        process = subprocess.Popen(argv, cwd=cwd, stdin=nothing, stdout=nothing, stderr=nothing)
-        _, status, used = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
+            samples[name].append(_run(contenders[name], number))
     return {
-        "rc": process.returncode,
-        "wall": wall,
-        "cpu": used.ru_utime + used.ru_stime,
-        "memory": used.ru_maxrss,
+        name: Cost(*(statistics.median(figures) for figures in zip(*runs, strict=True)))
+        for name, runs in samples.items()
     }
 
 
-if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    main()
+def _run(contender: Contender, number: int) -> Cost:
+    for path, text in contender.files[number % len(contender.files)].items():
+        pathlib.Path(path).write_text(text)
+    apart = pathlib.Path(contender.apart) if contender.apart else None
+    if apart:
+        apart.write_text("")
+    with open(os.devnull, "rb+") as nothing:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            contender.argv, cwd=contender.cwd, stdin=nothing, stdout=nothing, stderr=nothing
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(contender.argv)[-200:]}: {process.returncode}")
+    if apart:
+        wall -= sum(map(float, apart.read_text().split()))
+    return Cost(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
