@@ -162,7 +162,7 @@ def test_terraform_knows_the_endpoints_and_explains_its_variables():
     outputs = (folder / "outputs.tf").read_text()
     for role in ("requires", "provides"):
         block = re.search(rf'output "{role}" {{.*?value *= *{{(.*?)}}', outputs, re.DOTALL)[1]
-        assert set(re.findall(r'= "([\w-]+)"', block)) >= set(CHARM.get(role, {}))
+        assert set(re.findall(r'= "([\w-]+)"', block)) == set(CHARM.get(role, {}))
     variables = re.findall(
         r'^variable "(\w+)"', (folder / "variables.tf").read_text(), re.MULTILINE
     )
