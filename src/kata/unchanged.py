@@ -14,11 +14,12 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, cast
 
-from kata.machine import node
+from kata.machine import node, tenancy
 
 _FILE = "/run/kata-charm/unchanged.json"  # gone with a reboot, after which everything is looked at
-# Its CPUs' speeds change all the time, and its flags only with a boot.
-_RESTLESS = ("/proc/cpuinfo",)
+# Its CPUs' speeds change all the time, and its flags only with a boot. And in the charm's own folder
+# other parts of a hook keep files too; what counts there is looked at by itself.
+_RESTLESS = ("/proc/cpuinfo", tenancy.STATE)
 # systemd keeps a link for each unit that runs, to what tells this run of it from all others
 # (systemd, src/core/unit.c, unit_export_invocation_id).
 _INVOCATION = "/run/systemd/units/invocation:{}"

@@ -38,6 +38,11 @@ def test_nothing_is_run_and_nothing_written(settled):
     assert settled.app[0] == "active"
 
 
+def test_what_other_parts_of_a_hook_keep_does_not_count(settled):
+    settled.node.lay({"/var/lib/kata-charm/access-kata-0.json": "{}"})
+    test_nothing_is_run_and_nothing_written(settled)
+
+
 def test_any_other_event_looks_at_everything(settled):
     settled.node.ran.clear()
     settled.run(settled.context.on.config_changed())
