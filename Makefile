@@ -3,7 +3,7 @@ TOX = .cache/tools/bin/tox --quiet run
 export TOX_WORK_DIR = .cache/tox
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo bench test format lint unit functional integration reference docs audit sbom fuzz lock pin-release clean
+.PHONY: help set-up demo bench test format lint unit functional integration soak reference docs audit sbom fuzz lock pin-release clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -35,6 +35,9 @@ functional: set-up ## Tests on real parts, and on a throwaway node
 
 integration: set-up ## Tests on a Juju controller, with KVM
 	@$(TOX) -e integration
+
+soak: set-up ## Kill hooks and cut the power for half an hour: KATA_SOAK_MINUTES, KATA_SOAK_SEED
+	@$(TOX) -e soak
 
 reference: set-up ## Write the reference pages from charmcraft.yaml
 	@$(TOX) -e reference
