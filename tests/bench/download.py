@@ -1,23 +1,18 @@
 """A download from a mirror next door, beside writing the same bytes to the disk and no more."""
 
-import functools
 import hashlib
-import http.server
 import os
 import pathlib
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 
 from kata.machine import node as kata_node
 from kata.release import download
 from tests.bench.rows import Row, alternately
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 def rows(rounds: int, folder: pathlib.Path, size: int = 512 << 20) -> Iterator[Row]:
@@ -33,10 +28,18 @@ def rows(rounds: int, folder: pathlib.Path, size: int = 512 << 20) -> Iterator[R
                 file.write(piece)
                 sha256.update(piece)
         digest = sha256.hexdigest()
-        handler = functools.partial(_Quiet, directory=name)
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            url = f"http://127.0.0.1:{server.server_port}/{served.name}"
+        # In a process of its own: it must not share an interpreter with what is measured.
+        command = [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1"]
+        with subprocess.Popen(
+            [*command, "--directory", name, "0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as server:
+            assert server.stdout
+            port = re.search(r"port (\d+)", server.stdout.readline())
+            assert port
+            url = f"http://127.0.0.1:{port[1]}/{served.name}"
             node = kata_node.Node(root)
 
             def fetch() -> None:
@@ -52,7 +55,7 @@ def rows(rounds: int, folder: pathlib.Path, size: int = 512 << 20) -> Iterator[R
                     os.fsync(target.fileno())
 
             took = alternately({"fetch": fetch, "write": write}, rounds)
-            server.shutdown()
+            server.terminate()
     yield Row(
         f"download of {size >> 20} MiB from this machine, checked",
         (size >> 20) / took["fetch"],
