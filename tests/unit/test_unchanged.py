@@ -199,3 +199,9 @@ def test_it_is_for_root_alone(node):
     seen(node, "/a")
     assert node.path(unchanged._FILE).stat().st_mode & 0o777 == 0o600
     assert json.loads(node.read(unchanged._FILE))["key"] == "key"
+
+
+def test_looking_at_everything_again_comes_to_the_same_record(settled):
+    before = settled.node.tree()
+    settled.run(settled.context.on.config_changed())
+    assert settled.node.tree() == before
