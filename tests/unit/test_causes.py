@@ -100,6 +100,11 @@ LINES = [
     ("failed to create shim task: exiting QMP loop, command cancelled", "hypervisor-ended"),
     ("timed out waiting for QMP ready: /run/kata/1/qmp.sock", "hypervisor-ended"),
     (QEMU, "hypervisor-refused"),
+    # containerd 1.6, with a guest that took longer than the caller waited
+    (
+        "failed to create containerd task: failed to create shim task: context deadline exceeded",
+        "too-slow",
+    ),
     (
         r'{"msg":"qemu stderr: \"qemu-system-x86_64: -device vfio-pci: no such host\"","level":"INFO"}',
         "hypervisor-refused",

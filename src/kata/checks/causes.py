@@ -134,6 +134,13 @@ _ROWS = (
         "kata-config ([agent.kata] dial_timeout with the go shim, reconnect_timeout_ms with rust)",
     ),
     _row(
+        r"failed to create shim(?: task)?: context deadline exceeded",
+        "too-slow",
+        "the sandbox was not up in the time that kubelet gives it",
+        "the machine is short of CPU, or nesting is slow: see check-host; kubelet's option "
+        "runtimeRequestTimeout gives it longer",
+    ),
+    _row(
         r"(?:level=error msg=|qemu stderr: )\\*\"(?P<words>qemu-system-\S+: (?!terminating on|warning)"
         r"(?:[^\"\\]|\\.)+)",
         "hypervisor-refused",
