@@ -42,6 +42,14 @@ def test_a_machine_on_which_all_is_as_it_should_be(node, containerd):
     assert "vmlinux" in found["kata: guest"].found
 
 
+def test_options_are_shown_as_they_are_written(node, containerd, monkeypatch):
+    for options, shown in (({"ConfigPath": CONFIG}, f"ConfigPath={CONFIG}"), ({}, "{}")):
+        handler = cri.Handler("kata", "io.containerd.kata.v2", kata_machine.SHIM, options)
+        load(monkeypatch, kata=handler)
+        found = look(node)["kata: handler as loaded"].found
+        assert found == f"{kata_machine.SHIM}, options {shown}"
+
+
 def test_before_the_charm_has_done_anything(node, monkeypatch):
     monkeypatch.setattr(cri, "status", lambda _: cri.Status({}, {}))
     containerd_machine.FakeContainerd(node)

@@ -163,7 +163,10 @@ def _loaded(
         remedy = "restart containerd; show-config tells if its file has the handler"
         return Check(name, f"not among {known}", "loaded", ok=False, remedy=remedy)
     there = loaded[handler.name]
-    options = "" if there.options is None else f", options {dict(there.options)}"
+    options = ""
+    if there.options is not None:
+        said = " ".join(f"{key}={value}" for key, value in there.options.items())
+        options = f", options {said or '{}'}"
     kata = "kata" in there.runtime_type or "kata" in there.runtime_path
     harmful = there.options is not None and not allowed
     remedy = "another program has written this handler: see show-config" if not kata else ""
