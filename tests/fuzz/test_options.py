@@ -101,7 +101,7 @@ def test_no_value_reaches_beyond_its_own_keys(node, asked):
     release = kata_releases.install(node, "3.32.0")
     try:
         wanted = handlers.wanted(options, release, (1, 7, 0))
-        handler_files.ensure(node, release, wanted, options)
+        handler_files.ensure(node, handler_files.plan(node, release, wanted, options))
     except problems.Problem as refusal:
         assert str(refusal).isprintable()
         return
