@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import pathlib
 import sys
-import time
 
 from kata.containerd import cri
 from kata.machine import node as kata_node
@@ -28,9 +27,8 @@ def found():
 
 
 def listed():
-    began = time.process_time()
     seen = found()
-    return {"seconds": time.process_time() - began, "table": report.table(seen), "sandboxes": seen}
+    return {"table": report.table(seen), "sandboxes": seen}
 
 
 def inspect(*names):
