@@ -182,24 +182,27 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
     clean = demo.seen
     secret = unit.grant_secret({"ca-certificate": api.ca})
     unit.relate("containerd", "kubernetes-worker")
+    control = unit.relate(
+        "kube-control",
+        "kubernetes-control-plane",
+        unit_data={
+            "api-endpoints": json.dumps([api.url.replace("127.0.0.1", HOST)]),
+            "ca-certificate-secret-id": secret,
+        },
+    )
 
     with demo.step(
-        "Install", "juju deploy kata; juju integrate kata:containerd kubernetes-worker"
+        "Install",
+        "juju deploy kata; juju integrate kata:containerd kubernetes-worker; "
+        "juju integrate kata:kube-control kubernetes-control-plane",
     ):
         unit.attach("kata-archive", archive)
         demo.hook("install")
     demo.expect(unit.status.name == "active", "Kata is available")
 
-    with demo.step("Relate", "juju integrate kata:kube-control kubernetes-control-plane"):
-        control = unit.relate(
-            "kube-control",
-            "kubernetes-control-plane",
-            unit_data={
-                "api-endpoints": json.dumps([api.url.replace("127.0.0.1", HOST)]),
-                "ca-certificate-secret-id": secret,
-            },
-        )
-        demo.hook("kube-control-relation-created", control)
+    with demo.step(
+        "Relate", "the control plane answers what the unit asked for over kube-control"
+    ):
         user = control.data().get("kubelet_user", "")
         tokens = dict.fromkeys(("client_token", "kubelet_token", "proxy_token"), api.token)
         creds = {user: {**tokens, "scope": unit.name}}

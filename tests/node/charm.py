@@ -53,6 +53,7 @@ def stage(charm: pathlib.Path, folder: pathlib.Path) -> None:
         dispatch.write_text(DISPATCH)
     for file in (dispatch, folder / "src" / "charm.py"):
         file.chmod(file.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+    _compile(folder)
 
 
 def wheels_key() -> str:
@@ -78,7 +79,11 @@ def _install(folder: pathlib.Path) -> None:
     if done.returncode:
         raise RuntimeError(f"the charm's requirements were not installed:\n{done.stderr}")
     shutil.rmtree(folder / "bin", ignore_errors=True)
+    _compile(folder)
+
+
+def _compile(folder: pathlib.Path) -> None:
+    """Spare the first hook on the node compiling what it imports: emulation takes long for it."""
     if f"{sys.version_info[0]}.{sys.version_info[1]}" == PYTHON:
-        # The first hook on a machine compiles them; emulation takes a minute for it.
         for file in folder.rglob("*.py"):
             py_compile.compile(str(file), doraise=False, quiet=1)
