@@ -172,10 +172,12 @@ class TestRefused:
         assert node.read(MAIN) == CONFIG
 
     def test_handlers_that_an_import_hides_are_not_left_there(self, node, containerd):
+        importing = CONFIG.replace("version = 2\n", 'version = 2\nimports = ["/etc/other.toml"]\n')
+        node.lay({MAIN: importing, "/etc/other.toml": "version = 2\n"})
         node.on(f"/usr/bin/containerd --config *{MAIN} config dump", out=CONFIG)
         with pytest.raises(problems.Blocked, match="handler kata has no effect"):
             ensure(containerd)
-        assert (node.read(MAIN), containerd.restarts) == (CONFIG, 0)
+        assert (node.read(MAIN), containerd.restarts) == (importing, 0)
         assert containerd_memory.load(node) is None
 
     def test_a_disabled_cri_plugin_is_named(self, node, containerd):

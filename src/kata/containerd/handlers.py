@@ -193,7 +193,8 @@ def _apply(
         if pending:
             before, unread = before | pending.before, unread or pending.unread
         pending = _Pending(before, changes, unread, key)
-        if _write(machine, containerd, disk, pending, new):
+        imports = any(file.imports for file in files)
+        if _write(machine, containerd, disk, pending, new, imports=imports):
             break
     else:
         raise problems.Waiting(f"{containerd.config} does not stand still: others write it too")
@@ -334,7 +335,13 @@ def _check_before(machine: node.Node, containerd: Containerd) -> None:
 
 
 def _write(
-    machine: node.Node, containerd: Containerd, disk: _Once, pending: _Pending, new: Memory
+    machine: node.Node,
+    containerd: Containerd,
+    disk: _Once,
+    pending: _Pending,
+    new: Memory,
+    *,
+    imports: bool,
 ) -> bool:
     """Write; return False if somebody else wrote one of the files since it was read."""
     written: list[str] = []
@@ -348,7 +355,8 @@ def _write(
                 return False
             written.append(path)
             _put(machine, path, text)
-        found = _refuse_as_found(machine, containerd)
+        # A file that imports none is what containerd has just judged.
+        found = _refuse_as_found(machine, containerd) if imports else ""
         if found and (lost := dump.missing(found, new.wanted.handlers)):
             raise problems.Blocked(
                 f"handler {lost[0]} has no effect in {', '.join(written)}: other files imported "
