@@ -198,7 +198,7 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
     ):
         unit.attach("kata-archive", archive)
         demo.hook("install")
-    demo.expect(unit.status.name == "active", "Kata is available")
+    demo.expect("runtimes.kata" in demo.seen.config, "containerd has Kata's handlers")
 
     with demo.step(
         "Relate", "the control plane answers what the unit asked for over kube-control"
@@ -214,14 +214,13 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
     for each in classes.values():
         _show_manifest(console, demo, each)
     labels = api.objects.stored["nodes"]["node"]["metadata"]["labels"]
+    demo.expect(unit.status.name == "active", "Kata is available")
     demo.expect("kata" in classes, "the leader made the RuntimeClass, through the relation")
     demo.expect(
         labels.get("katacontainers.io/kata-runtime") == "true", "the node is labelled as ready"
     )
 
-    with demo.step("Reconcile again", "an update-status, which notes that there is nothing to do"):
-        demo.hook("update-status")
-    with demo.step("And again", "as every five minutes"):
+    with demo.step("Reconcile again", "an update-status, as every five minutes"):
         before = demo.seen
         demo.hook("update-status")
     demo.expect(demo.seen == before, "nothing has changed, and nothing was restarted")
@@ -257,15 +256,11 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
         "containerd was left alone, and runs on",
     )
     demo.expect(unit.status.name == "blocked", "the unit names the file")
-    with demo.step("The file is mended", "the next hook finds all in order"):
-        node.copy_in(whole, view.CONFIG)
-        demo.hook("update-status")
-    demo.expect(unit.status.name == "active", "the unit went on without help")
-    demo.expect(demo.seen.run == before.run, "nor did what the guard mended need a second restart")
-
     with demo.step(
-        "containerd does not come back", "a check of the site's own will not have the new handler"
+        "The file is mended, and containerd does not come back",
+        "a check of the site's own will not have a new handler",
     ):
+        node.copy_in(whole, view.CONFIG)
         before = demo.seen
         veto = "/etc/systemd/system/containerd.service.d/site.conf"
         node.copy_in(VETO, veto)
@@ -273,7 +268,7 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
         unit.config["extra-runtime-classes"] = "kata-more=qemu"
         demo.hook("config-changed")
     demo.expect(
-        demo.seen.config == before.config and demo.seen.cri == "ok",
+        demo.seen.config == whole and demo.seen.cri == "ok",
         "the last good file is back, and containerd runs",
     )
     demo.expect(unit.status.name == "blocked", "the unit says why")
