@@ -3,6 +3,7 @@
 The GPU is an NVIDIA H100 by all that the node's kernel can see; there is nothing behind it.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,7 +13,8 @@ import yaml
 
 from kata.gpu import guest_kernel
 from kata.machine import node as kata_node
-from tests.node import charm, image, pci
+from tests.node import charm, image, juju, machine, pci, standin
+from tests.unit import test_guest_kernel
 
 GPU, SOUND = "0000:04:00.0", "0000:04:00.1"
 CHARM = yaml.safe_load((charm.REPOSITORY / "charmcraft.yaml").read_text())
@@ -39,12 +41,41 @@ print(json.dumps(answer))
 """
 
 
+# In place of GRUB, which this node does not boot from: the files are read as grub-mkconfig reads
+# them, and the test boots with what came of it.
+UPDATE_GRUB = """\
+#!/bin/sh -e
+. /etc/default/grub
+for file in /etc/default/grub.d/*.cfg; do test ! -e "$file" || . "$file"; done
+mkdir -p /boot/grub
+echo "linux /vmlinuz $GRUB_CMDLINE_LINUX $GRUB_CMDLINE_LINUX_DEFAULT" > /boot/grub/grub.cfg
+"""
+GRUB_FILES = {
+    "/etc/default/grub": 'GRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX=""\n',
+    # as on Ubuntu's cloud images
+    "/etc/default/grub.d/50-cloudimg-settings.cfg": 'GRUB_CMDLINE_LINUX="console=ttyS0"\n',
+}
+
+
+def lay_code(node):
+    """Put the code under test there before the power goes, as a charm is before its hooks run."""
+    node.copy_in_tree(charm.REPOSITORY / "src", "/root/src")
+    node.run(["sync"])
+
+
 @pytest.fixture
 def node(node):
-    node.copy_in_tree(charm.REPOSITORY / "src", "/root/src")
-    # The code under test is there before the power goes, as a charm is before its hooks run.
-    node.run(["sync"])
+    lay_code(node)
     return node
+
+
+def without_iommu():
+    """A machine whose firmware announces an IOMMU that its kernel was not told to use."""
+    words = (each for each in machine.KERNEL if "iommu" not in each)
+    # Debian's kernel uses it by default, and others do not: this stands for their default. The
+    # kernel takes a dash for an underscore, and the last of such words holds.
+    kernel = (*words, "intel-iommu=off")
+    return machine.Machine(machine.Spec(cpu="vendor=GenuineIntel", kernel=kernel))
 
 
 def call(node, what, **options):
@@ -113,6 +144,36 @@ def test_a_gpu_and_its_group_go_to_vfio_and_come_back(node):
     assert files(node) == before
 
 
+def test_the_charm_makes_a_class_for_it_and_takes_it_back(booted, tmp_path):
+    with machine.Machine.restored(juju.with_charm(booted)) as node:
+        unit = juju.Unit(node, "kata/0")
+        unit.relate("containerd", "kubernetes-worker")
+        unit.attach("kata-archive", standin.archive("3.32.0", tmp_path))
+        unit.attach("guest-kernel", test_guest_kernel.vmlinux())
+        plug(node)
+        unit.config["gpu-mode"] = "passthrough"
+        result = unit.dispatch("install")
+        assert result.ok, result.output
+        kata = "Kata runtime available (3.32.0; kata, kata-gpu, untrusted)"
+        assert unit.status == ("active", f"{kata}; GPU {GPU} for sandboxes")
+        assert "runtimes.kata-gpu]" in node.run(["containerd", "config", "dump"]).out
+        made = node.run(["cat", "/etc/kata-containers/configuration-kata-gpu.toml"]).out
+        assert 'kernel = "/var/lib/kata-charm/guest-kernel/vmlinuz"' in made
+        assert 'cold_plug_vfio = "root-port"' in made
+
+        answer = unit.run_action("check-gpu").results
+        assert answer["ready"] == "true", answer["report"]
+        assert json.loads(answer["gpus"])[0]["driver"] == "vfio-pci"
+
+        unit.config["gpu-mode"] = "none"
+        assert unit.dispatch("config-changed").ok
+        assert unit.status == ("active", "Kata runtime available (3.32.0; kata, untrusted)")
+        assert "kata-gpu" not in node.run(["containerd", "config", "dump"]).out
+        assert (driver(node, GPU), driver(node, SOUND)) == ("", "snd_hda_intel")
+        left = node.run("find /etc /var/lib/kata-charm | grep -e gpu -e guest-kernel", check=False)
+        assert left.out == ""
+
+
 def test_the_kernel_opens_the_group_only_when_all_of_it_is_bound(node):
     """What QEMU asks of /dev/vfio/<group>, asked here by the same ioctl."""
     plug(node)
@@ -160,6 +221,39 @@ def test_a_power_cut_and_a_boot_leave_them_bound(node):
         "snd_hda_intel",
         "virtio-pci",
     ]
+
+
+def test_without_an_iommu_a_reboot_is_asked_for_and_helps():
+    with without_iommu() as node:
+        node.boot()
+        lay_code(node)
+        for path, text in GRUB_FILES.items():
+            node.copy_in(text, path)
+        node.copy_in(UPDATE_GRUB, "/usr/sbin/update-grub", 0o755)
+        spare = node.run("lspci -D -d 1af4:1005 | cut -d' ' -f1").out.strip()
+        before, boot = files(node), node.run("cat /proc/sys/kernel/random/boot_id").out
+        assert not call(node, "check")["checks"]["IOMMU"]
+
+        said = "reboot needed: the IOMMU is off; intel_iommu=on is set for the next boot"
+        for _ in range(2):
+            assert ensure(node, "passthrough", gpu_devices=spare) == {"Blocked": said}
+        assert driver(node, spare) == "virtio-pci"
+        assert node.run("cat /proc/sys/kernel/random/boot_id").out == boot, "never by itself"
+
+        words = node.run(["cat", "/boot/grub/grub.cfg"]).out.split()[2:]
+        assert words == ["console=ttyS0", "intel_iommu=on", "quiet"]
+        node.run(["sync"])
+        node.power_cut()
+        kernel = (*node.spec.kernel, *words)
+        node.spec = dataclasses.replace(node.spec, kernel=kernel)
+        node.boot()
+        assert ensure(node, "passthrough", gpu_devices=spare)["gpus"] == [spare]
+        assert driver(node, spare) == "vfio-pci"
+
+        assert ensure(node, "none")["changed"] is True
+        assert driver(node, spare) == "virtio-pci"
+        assert files(node) == before
+        assert "iommu" not in node.run(["cat", "/boot/grub/grub.cfg"]).out
 
 
 def test_what_a_process_uses_is_not_pulled_from_under_it(node):

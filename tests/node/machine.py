@@ -38,6 +38,10 @@ class Spec:
     variant: str = "node"
     memory: int = 2048  # MiB
     cpus: int = 2
+    cpu: str = ""
+    """More of QEMU's properties of a CPU, such as `vendor=GenuineIntel`."""
+    kernel: tuple[str, ...] = KERNEL
+    """The kernel's command line."""
 
     def key(self) -> str:
         """Return a digest of everything that a saved state depends on."""
@@ -49,10 +53,11 @@ class Spec:
     def hardware(self) -> list[str]:
         """Return the part of QEMU's command line that a saved state depends on."""
         in_hardware = accelerator.chosen(image.ready(self.variant).kernel) == "kvm"
+        cpu = "host,migratable=no" if in_hardware else "max"
         command = [
             *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
             *("-no-reboot", "-accel", "kvm" if in_hardware else "tcg,thread=multi"),
-            *("-cpu", "host,migratable=no" if in_hardware else "max"),
+            *("-cpu", f"{cpu},{self.cpu}" if self.cpu else cpu),
             *(
                 "-machine",
                 f"q35,memory-backend=ram{',kernel-irqchip=split' if in_hardware else ''}",
@@ -61,7 +66,7 @@ class Spec:
             *("-object", f"memory-backend-memfd,id=ram,size={self.memory}M,share=on"),
             *("-m", str(self.memory), "-smp", str(self.cpus)),
             *("-device", "intel-iommu,intremap=on"),
-            *("-append", " ".join(KERNEL)),
+            *("-append", " ".join(self.kernel)),
             *("-device", "virtio-blk-pci,drive=disk", "-device", "virtio-rng-pci"),
             *("-device", "virtio-net-pci,netdev=net,romfile="),
             *("-device", "virtio-serial-pci"),
