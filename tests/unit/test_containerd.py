@@ -5,7 +5,7 @@ import types
 import pytest
 
 from kata import problems
-from kata.containerd import daemon
+from kata.containerd import daemon, service
 from tests.unit.containerd_machine import MAIN, FakeContainerd
 
 
@@ -147,3 +147,14 @@ def test_where_it_listens_and_keeps_its_state_by_its_configuration(node):
     assert (find(node).address(node), find(node).state(node)) == ("/run/x.sock", "/run/x")
     node.lay({MAIN: "state = \n"})
     assert find(node).address(node) == daemon.ADDRESS
+
+
+def test_a_run_that_has_said_nothing_yet_does_not_hide_why_the_last_one_ended(node):
+    fake = FakeContainerd(node)
+    fake.refuses = lambda text: "no"
+    node.on("journalctl _SYSTEMD_INVOCATION_ID=*")
+    node.on(
+        "journalctl _SYSTEMD_UNIT=containerd.service --since=-5min *",
+        out="containerd: no space left\n",
+    )
+    assert service.restart(node, fake.find()) == "no space left"

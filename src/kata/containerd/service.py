@@ -72,15 +72,20 @@ def _reason(machine: node.Node, ask: tuple[str, ...], plugin: tuple[str, str]) -
 def _journal(machine: node.Node, containerd: Containerd) -> str:
     """Return the last complaint of this run of containerd, or of what is run before it."""
     run = machine.unit(containerd.unit, "InvocationID")["InvocationID"]
-    # systemd's own lines about a unit are not of its run, so what is left is the programs' words.
-    mine = (f"_SYSTEMD_INVOCATION_ID={run}",) if run else ("--unit", containerd.unit)
-    ran = machine.run(
-        *("journalctl", *mine, "--output", "cat", "--lines", "60", "--no-pager", "--quiet"),
-        check=False,
-        timeout=_ANSWER,
-    )
-    lines = [line for line in ran.out.splitlines() if line.strip()]
+    # systemd may have begun another run meanwhile, which has said nothing yet. Its own lines about
+    # a unit are of neither, so what is left is the programs' words.
+    lines = _said(machine, f"_SYSTEMD_INVOCATION_ID={run}") if run else []
+    lines = lines or _said(machine, f"_SYSTEMD_UNIT={containerd.unit}", "--since=-5min")
     serious = (line for line in reversed(lines) if _SERIOUS.search(line))
     line = next(serious, lines[-1] if lines else "")
     fields = [each.replace('\\"', '"') for each in _FIELD.findall(line)]
     return ": ".join(fields) or line.removeprefix("containerd: ").strip()
+
+
+def _said(machine: node.Node, *which: str) -> list[str]:
+    ran = machine.run(
+        *("journalctl", *which, "--output", "cat", "--lines", "60", "--no-pager", "--quiet"),
+        check=False,
+        timeout=_ANSWER,
+    )
+    return [line for line in ran.out.splitlines() if line.strip()]
