@@ -261,7 +261,6 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
         "a check of the site's own will not have a new handler",
     ):
         node.copy_in(whole, view.CONFIG)
-        before = demo.seen
         veto = "/etc/systemd/system/containerd.service.d/site.conf"
         node.copy_in(VETO, veto)
         node.run(["systemctl", "daemon-reload"])
@@ -279,7 +278,6 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
     demo.expect(unit.status.name == "active", "the unit went on without help")
 
     with demo.step("Remove", "juju remove-application kata"):
-        node.copy_in(clean.config, "/root/before.toml")
         unit.state["planned_units"] = []
         demo.hook("stop")
     left = view.change(clean, demo.seen)
