@@ -6,9 +6,9 @@ and exit statuses are those of Juju 3.6 (`internal/worker/uniter/runner/jujuc`).
 
     hooktools.py SOCKET    serve them all on a socket, as Juju's agent does
 
-A hook calls these tools twenty times, and under emulation each start of Python takes half a
-second. So the tools are links to `hooktool`, which only asks the server. For the
-same reason nothing is imported here that starts slowly.
+A hook calls these tools twenty times, and under emulation each start of Python takes half a second.
+So the tools are links to one small program (`hooktool.c`), which only asks the server. For the same
+reason nothing is imported here that starts slowly.
 """
 
 import _json
@@ -572,7 +572,7 @@ def answer(name, arguments, parent):
 
 
 def serve(path):
-    """Answer on a socket what `hooktool` sends: as Juju's agent does, one call after the other."""
+    """Answer on a socket what `hooktool.c` sends: as Juju's agent does, one call after the other."""
     import _socket
 
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)

@@ -46,6 +46,7 @@ FILES = {
     "etc/fstab": "/dev/vda / ext4 defaults 0 0\n",
     "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
 }
+GENERATORS = ("systemd-fstab-generator", "systemd-getty-generator")
 # What the machine that runs the tests must have: a command, and the Debian package it comes in.
 COMMANDS = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -54,8 +55,14 @@ COMMANDS = {
     "mke2fs": "e2fsprogs",
     "modprobe": "kmod",
     "cpio": "cpio",
+    "tcc": "tcc",
 }
 KEYRING = pathlib.Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+# And a file, and its package.
+PRESENT = {
+    KEYRING: "debian-archive-keyring",
+    pathlib.Path("/usr/include/stdio.h"): "libc6-dev",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +121,7 @@ def missing_packages() -> list[str]:
     # mke2fs and modprobe lie in sbin, which an ordinary user's PATH may lack.
     places = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     packages = [pkg for cmd, pkg in COMMANDS.items() if not shutil.which(cmd, path=places)]
-    if not KEYRING.exists():
-        packages.append("debian-archive-keyring")
-    return packages
+    return packages + [package for file, package in PRESENT.items() if not file.exists()]
 
 
 def ensure_commands() -> bool:
@@ -219,6 +224,11 @@ def _tune(root: pathlib.Path) -> None:
         shutil.copy(RECIPE / unit, root / "etc/systemd/system")
     _run("chroot", root, "systemctl", "-q", "enable", "node-agent", "node-network")
     _run("chroot", root, "systemctl", "-q", "mask", *MASKED)
+    # Each start of systemd, and each daemon-reload, runs them all.
+    (root / "etc/systemd/system-generators").mkdir()
+    for generator in (root / "lib/systemd/system-generators").iterdir():
+        if generator.name not in GENERATORS:
+            (root / "etc/systemd/system-generators" / generator.name).symlink_to("/dev/null")
     for archive in (root / "var/cache/apt").glob("*.bin"):
         archive.unlink()
 

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import pathlib
 import signal
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ ADDRESS = "10.0.2.15"
 JUJU = "/var/lib/juju"
 PROGRAM = f"{JUJU}/tools/hooktools"
 CLIENT = f"{JUJU}/tools/hooktool"
-TOOL = pathlib.Path(__file__).with_name("hooktool")
+TOOL = pathlib.Path(__file__).with_name("hooktool.c")
 SOCKET = "/run/hooktools.sock"
 
 
@@ -238,7 +239,7 @@ class Unit:
             charm.stage(self.source, pathlib.Path(scratch))
             self.node.copy_in_tree(pathlib.Path(scratch), self.folder)
         self.node.copy_in(pathlib.Path(hooktools.__file__), PROGRAM, 0o755)
-        self.node.copy_in(TOOL, CLIENT, 0o755)
+        self.node.copy_in(_compiled(TOOL), CLIENT, 0o755)
         links = " ".join(f"{self._tools}/{name}" for name in hooktools.TOOLS)
         self.node.run(f"mkdir -p {self._tools}; for f in {links}; do ln -sf {CLIENT} $f; done")
         self._serve()  # it goes into the snapshot
@@ -514,6 +515,17 @@ def with_charm(
         cache.key("charm", name, _sources_key(source)),
         lambda node: Unit(node, name, source)._lay_out_sources(),
     )
+
+
+def _compiled(source: pathlib.Path) -> pathlib.Path:
+    """Return the program of a file in C."""
+
+    def make(folder: pathlib.Path) -> None:
+        # It is small, and so is what it needs beside it.
+        command = ["tcc", "-Wall", "-Werror", "-o", str(folder / source.stem), str(source)]
+        subprocess.run(command, check=True)
+
+    return cache.made("programs", cache.key(source), make) / source.stem
 
 
 def _sources_key(source: pathlib.Path) -> str:

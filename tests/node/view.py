@@ -6,11 +6,17 @@ from collections.abc import Mapping
 
 from tests.node import machine
 
-# Runs in the node: one pass over the folders that a charm may change.
+# Runs in the node: one pass over the folders that a charm may change. hashlib takes longer to start
+# than the pass itself.
 _LOOK = """
-import hashlib, json, os, stat, sys
+import _sha256, json, os, stat, sys
+def text(path):
+    try:
+        return open(path, encoding="utf-8", errors="replace").read()
+    except OSError:
+        return ""
 seen = {}
-for top in sys.argv[1:]:
+for top in sys.argv[2:]:
     for folder, folders, names in os.walk(top):
         for name in [*folders, *names]:
             path = os.path.join(folder, name)
@@ -20,7 +26,7 @@ for top in sys.argv[1:]:
                     what = "-> " + os.readlink(path)
                 elif stat.S_ISREG(found.st_mode):
                     with open(path, "rb") as file:
-                        what = hashlib.sha256(file.read()).hexdigest()
+                        what = _sha256.sha256(file.read()).hexdigest()
                 elif stat.S_ISDIR(found.st_mode):
                     what = "folder"
                 else:
@@ -28,7 +34,8 @@ for top in sys.argv[1:]:
             except FileNotFoundError:
                 continue
             seen[path] = "%s %o %d:%d" % (what, found.st_mode & 0o7777, found.st_uid, found.st_gid)
-json.dump(seen, sys.stdout)
+told = {"files": seen, "config": text(sys.argv[1]), "modules": text("/proc/modules")}
+sys.stdout.write(json.dumps(told))
 """
 FOLDERS = ("/etc", "/opt", "/usr/local", "/var/lib/kata-charm", "/run/kata-charm")
 CONFIG = "/etc/containerd/config.toml"
@@ -73,17 +80,17 @@ def look(node: machine.Machine, folders: tuple[str, ...] = FOLDERS) -> View:
     """Look at a node."""
     asked = "--property=InvocationID,ActiveState,ActiveEnterTimestamp"
     # Side by side: under emulation each takes half a second.
-    walk = node.start(["python3", "-I", "-S", "-c", _LOOK, *folders])
+    walk = node.start(["python3", "-I", "-S", "-c", _LOOK, CONFIG, *folders])
     shown = node.start(["systemctl", "show", asked, "containerd"])
     listed = node.start(["timeout", "10", "ctr", "plugins", "ls"])
-    files = json.loads(walk.wait(check=True).out)
+    told = json.loads(walk.wait(check=True).out)
     unit = dict(line.split("=", 1) for line in shown.wait(check=True).out.splitlines())
     rows = [line.split() for line in listed.wait().out.splitlines()]
     states = {row[1]: row[-1] for row in rows if row[:1] and "cri" in row[0] + row[1]}
-    loaded = {line.split()[0] for line in node.run("cat /proc/modules").out.splitlines()}
+    loaded = {line.split()[0] for line in told["modules"].splitlines()}
     return View(
-        files=files,
-        config=node.run(["cat", CONFIG], check=False).out,
+        files=told["files"],
+        config=told["config"],
         run=unit["InvocationID"],
         since=unit["ActiveEnterTimestamp"],
         active=unit["ActiveState"],
