@@ -1,8 +1,29 @@
 """Throwaway nodes for tests: each starts fresh, from a state that was saved once."""
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.node import machine, snapshot
+
+# They make processes and networks on this machine, and count what they find there.
+ON_THIS_MACHINE = (
+    "test_alerts_real",
+    "test_network_real",
+    "test_sandboxes_at_scale",
+    "test_verify_real",
+)
+
+
+class ByFile(LoadFileScheduling):
+    """Has files run side by side, each as a whole; those that would meet on this machine in turn."""
+
+    def _split_scope(self, nodeid):
+        name = nodeid.partition("::")[0].rpartition("/")[2].removesuffix(".py")
+        return "this machine" if name in ON_THIS_MACHINE else name
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
