@@ -17,7 +17,8 @@ class Contender(NamedTuple):
         cwd: where it runs.
         files: written before each run, in turn where there are several: every run starts from a
             known state.
-        apart: a file to which others add seconds that are not the command's own.
+        apart: a file to which others add seconds, and seconds of CPU, that are not the command's
+            own.
     """
 
     argv: Sequence[str]
@@ -68,6 +69,8 @@ def _run(contender: Contender, number: int) -> Cost:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(contender.argv)[-200:]}: {process.returncode}")
-    if apart:
-        wall -= sum(map(float, apart.read_text().split()))
-    return Cost(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    cpu = used.ru_utime + used.ru_stime
+    for line in apart.read_text().splitlines() if apart else ():
+        other_wall, other_cpu = map(float, line.split())
+        wall, cpu = wall - other_wall, cpu - other_cpu
+    return Cost(wall, cpu, used.ru_maxrss / 1024)

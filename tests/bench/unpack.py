@@ -22,6 +22,22 @@ TAR = {"xz": ["tar", "-xJf"], "zst": ["tar", "--zstd", "-xf"]}
 PACK = {"xz": ["xz", "-1", "-T0", "-c"], "zst": ["zstd", "-q", "-T0", "-c"]}
 
 
+class _Again(io.RawIOBase):
+    """A block again and again. Held as a whole it would count as memory of what is started here."""
+
+    def __init__(self, block: bytes, start: int) -> None:
+        self._block = block
+        self._at = start
+
+    def read(self, size: int = -1) -> bytes:
+        """Return so many bytes."""
+        piece = self._block[self._at : self._at + size]
+        while len(piece) < size:
+            piece += self._block[: size - len(piece)]
+        self._at = (self._at + size) % len(self._block)
+        return piece
+
+
 def archive(folder: pathlib.Path, kind: str, size: int) -> pathlib.Path:
     """Return an archive that unpacks to that many bytes: files large and small, as Kata's are."""
     place = folder / f"{size >> 20}-mib.tar.{kind}"
@@ -41,10 +57,9 @@ def archive(folder: pathlib.Path, kind: str, size: int) -> pathlib.Path:
             while left > 0:
                 length = min(left, (200 << 20) if number % 8 == 0 else (2 << 20))
                 start = chance.randrange(len(block))
-                data = (block[start:] + block * (length // len(block) + 1))[:length]
                 member = tarfile.TarInfo(f"opt/kata/share/file-{number}")
                 member.size = length
-                tar.addfile(member, io.BytesIO(data))
+                tar.addfile(member, _Again(block, start))
                 left, number = left - length, number + 1
         assert packed.stdin
         packed.stdin.close()

@@ -41,8 +41,10 @@ def test_commands_are_measured_in_turn(tmp_path):
 
 def test_seconds_of_others_are_taken_off(tmp_path):
     apart = tmp_path / "apart"
-    contender = meter.Contender(["sh", "-c", f"echo 100 >> {apart}"], apart=str(apart))
-    assert meter.measured({"a": contender}, 1)["a"].wall < -99
+    contender = meter.Contender(["sh", "-c", f"echo 100 50 >> {apart}"], apart=str(apart))
+    cost = meter.measured({"a": contender}, 1)["a"]
+    assert cost.wall < -99
+    assert -50 < cost.cpu < -49
 
 
 def test_a_command_that_fails_is_no_figure():
