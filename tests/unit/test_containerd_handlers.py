@@ -5,6 +5,7 @@ import json
 import pytest
 
 from kata import problems
+from kata.containerd import attempt
 from kata.containerd import handlers as containerd_handlers
 from kata.containerd import memory as containerd_memory
 from tests.unit.containerd_machine import CONFIG, MAIN, FakeContainerd, handler
@@ -158,7 +159,7 @@ class TestRefused:
         with pytest.raises(problems.Blocked, match=f"would refuse Kata's handlers.*bad: {MAIN}"):
             ensure(containerd)
         assert (node.read(MAIN), containerd.restarts) == (CONFIG, 0)
-        assert not node.exists(containerd_handlers._PENDING)
+        assert not node.exists(attempt.FILE)
 
     def test_a_change_of_anything_else_is_never_written(self, node, containerd):
         pattern = "/usr/bin/containerd --config */candidate/0.toml config dump"
@@ -310,7 +311,7 @@ class TestInterrupted:
                 ensure(containerd)
                 assert not ensure(containerd)
                 assert "runtimes.kata" in containerd.started_with
-            assert not node.exists(containerd_handlers._PENDING)
+            assert not node.exists(attempt.FILE)
             point += 1
         assert point > 12
 
