@@ -48,6 +48,11 @@ case "$*" in *candidate*dump*) test -e /root/edited || {{
 esac
 exec -a /usr/bin/containerd /usr/bin/containerd.real "$@"
 """
+# Another release in the place of the one that runs.
+NEWER = """#!/bin/bash
+case "$*" in *--version*|*-v) echo 'containerd github.com/containerd/containerd v1.7.24 88bf19b' ;;
+*) exec -a /usr/bin/containerd /usr/bin/containerd.real "$@" ;; esac
+"""
 POWER_CUTS = int(os.environ.get("KATA_POWER_CUTS", "3"))
 
 
@@ -288,6 +293,18 @@ def test_an_edit_between_our_read_and_our_write_is_kept(node):
     assert handlers(node) == {"runc", "kata", "untrusted"}
     call(node, "remove")
     assert read(node) == text + "# by an administrator\n"
+
+
+def test_another_release_of_containerd_under_our_feet(node):
+    ensure(node)
+    text, run = read(node), invocation(node)
+    replace_binary(node, NEWER)
+    assert not ensure(node)["problem"]
+    assert (read(node), invocation(node)) == (text, run), "nothing that runs is touched"
+    node.run("systemctl restart containerd")
+    assert (is_active(node), cri(node)) == ("active", "ok")
+    assert handlers(node) == {"runc", "kata", "untrusted"}
+    assert not ensure(node)["changed"]
 
 
 FULL = """

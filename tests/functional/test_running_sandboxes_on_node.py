@@ -10,11 +10,11 @@ from tests.node import containers, image, juju, machine, standin, view
 
 MAIN = "/etc/kata-containers/configuration.toml"
 SHIM = "/usr/local/bin/containerd-shim-kata-v2"
-RELEASES = ("3.32.0", "4.1.0")
-# What runs from a release, by process.
+RELEASES = ("1.13.0", "2.5.2", "3.32.0", "4.1.0")
+# What runs from a release, or from a package of Kata's, by process.
 PROCESSES = (
     "for p in /proc/[0-9]*; do exe=$(readlink $p/exe) || continue; case $exe in"
-    " /opt/kata-releases/*) echo ${p#/proc/} $exe ;; esac; done"
+    " /opt/kata-releases/*|/usr/bin/qemu-system-x86_64*) echo ${p#/proc/} $exe ;; esac; done"
 )
 
 
@@ -22,7 +22,12 @@ PROCESSES = (
 def archives(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archives")
     program = image.ready().sleep.read_bytes()
-    return {each: standin.archive(each, folder, hypervisor=program) for each in RELEASES}
+    return {
+        each: (standin.debs if each.startswith("1.") else standin.archive)(
+            each, folder, hypervisor=program
+        )
+        for each in RELEASES
+    }
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,12 @@ def clean(booted):
 
 
 @pytest.fixture(scope="module")
-def unit(clean, archives):
+def before(clean):
+    return view.look(clean)
+
+
+@pytest.fixture(scope="module")
+def unit(clean, before, archives):
     unit = juju.Unit(clean, "kata/0")
     unit.relate("containerd", "kubernetes-worker")
     move(unit, archives, "3.32.0", "install")
@@ -53,8 +63,10 @@ def processes(node):
 def start(node, name):
     """Start a sandbox, and return what runs for it from the release."""
     known = processes(node)
+    # The shims of 1.x fail with options, and find this file without.
+    options = "" if name.startswith("1.") else f"--runtime-config-path {MAIN}"
     node.run(
-        f"nohup ctr -n k8s.io run --rm --runtime io.containerd.kata.v2 --runtime-config-path {MAIN}"
+        f"nohup ctr -n k8s.io run --rm --runtime io.containerd.kata.v2 {options}"
         f" {containers.IMAGE} {name} sleep 100000 >/dev/null 2>&1 &"
         f" for i in $(seq 300); do ctr -n k8s.io tasks ls | grep -q '{name}.*RUNNING' && exit 0;"
         " sleep 0.2; done; exit 1"
@@ -62,6 +74,13 @@ def start(node, name):
     mine = {pid: exe for pid, exe in processes(node).items() if pid not in known}
     assert mine, f"nothing runs from the release for {name}"
     return mine
+
+
+def end(node, name):
+    node.run(
+        f"ctr -n k8s.io tasks kill -s KILL {name}; for i in $(seq 100); do"
+        f" ctr -n k8s.io tasks ls | grep -q {name} || exit 0; sleep 0.1; done; exit 1"
+    )
 
 
 def all_live(node, sandboxes):
@@ -105,13 +124,49 @@ def test_a_setting_changes_and_containerd_restarts(unit, sandboxes):
     assert unit.dispatch("config-changed").ok
 
 
-def test_kata_goes_from_go_to_rust(unit, sandboxes, archives):
+@pytest.mark.parametrize(
+    ("release", "kept"),
+    [
+        ("4.1.0", ["3.32.0", "4.1.0"]),
+        ("1.13.0", ["3.32.0", "4.1.0"]),
+        ("2.5.2", ["2.5.2", "3.32.0", "4.1.0"]),
+    ],
+    ids=["from Go to Rust", "down to packages of 1.x", "up from packages"],
+)
+def test_kata_goes_up_and_down(unit, sandboxes, archives, release, kept):
     node = unit.node
     run = view.look(node).run
-    move(unit, archives, "4.1.0")
+    move(unit, archives, release)
     all_live(node, sandboxes)
-    assert releases(node) == ["3.32.0", "4.1.0"]
+    assert releases(node) == kept
     assert runtime_paths(node) == {f'runtime_path = "{SHIM}"'}
-    assert view.look(node).run == run
-    sandboxes["4.1.0"] = start(node, "4.1.0")
+    if "1.13.0" not in (release, *sandboxes):
+        # The shims of 1.x fail with an options table: for them it goes, and comes back after.
+        assert view.look(node).run == run
+    sandboxes[release] = start(node, release)
     all_live(node, sandboxes)
+
+
+def test_a_release_goes_with_its_last_sandbox(unit, sandboxes):
+    end(unit.node, "first")
+    del sandboxes["first"]
+    assert unit.dispatch("update-status").ok
+    assert releases(unit.node) == ["2.5.2", "4.1.0"]
+    all_live(unit.node, sandboxes)
+
+
+def test_removal_leaves_what_a_sandbox_needs_and_names_it(unit, sandboxes, before):
+    node = unit.node
+    unit.state["planned_units"] = []
+    result = unit.dispatch("stop")
+    assert result.ok
+    all_live(node, sandboxes)
+    left = view.change(before, view.look(node))
+    assert not left.removed
+    folders = {"/".join(path.split("/")[:4]) for path in left.added if path.count("/") > 2}
+    for folder in folders:
+        if folder.startswith("/opt/kata-releases/"):
+            assert result.logged(folder), f"{folder} stays, and the log does not name it"
+    assert releases(node) == ["2.5.2", "4.1.0"]
+    assert result.logged("kata-runtime"), "the packages of a running sandbox stay, and are named"
+    assert not [path for path in left.added if path.startswith("/etc/")]
