@@ -77,9 +77,10 @@ def start(node, name):
 
 
 def end(node, name):
+    # Whoever started it with `ctr run --rm` has lost containerd with its restart.
     node.run(
-        f"ctr -n k8s.io tasks kill -s KILL {name}; for i in $(seq 100); do"
-        f" ctr -n k8s.io tasks ls | grep -q {name} || exit 0; sleep 0.1; done; exit 1"
+        f"ctr -n k8s.io tasks rm --force {name}; for i in $(seq 100); do"
+        f" ctr -n k8s.io tasks ls | grep -q '^{name} ' || exit 0; sleep 0.1; done; exit 1"
     )
 
 

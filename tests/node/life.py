@@ -298,7 +298,7 @@ def files(seen: view.View) -> dict[str, str]:
     return {
         path: re.sub(r"^[0-9a-f]{64}", "a file", what) if _FLEETING.match(path) else what
         for path, what in seen.files.items()
-        if path != _NOTE
+        if path != _NOTE and "__pycache__" not in path
     }
 
 
