@@ -117,9 +117,12 @@ class Demo:
         table.add_column(overflow="fold")
         status, app = self.unit.status, self.unit.app_status
         colour = {"active": "green", "blocked": "red", "error": "red"}.get(status.name, "yellow")
-        table.add_row("unit", f"[{colour}]{status.name}[/] {_plain(status.message)}")
-        if app.message:
-            table.add_row("app", f"{app.name} {_plain(app.message)}")
+        if not self.unit.state["planned_units"]:
+            table.add_row("unit", "gone, and the application with it")
+        else:
+            table.add_row("unit", f"[{colour}]{status.name}[/] {_plain(status.message)}")
+            if app.message:
+                table.add_row("app", f"{app.name} {_plain(app.message)}")
         if now.run == before.run:
             restarts = "not restarted"
         else:

@@ -40,6 +40,7 @@ def test_the_next_hook_brings_the_node_to_the_same_state(disturbed, undisturbed,
     if how == "cut" and stage.name not in CUT:
         unit.begin(stage)
         unit.finish(stage)
+        assert not unit.faults(stage, undisturbed[stage.name])
         return
     times = 2 if how == "kill" else 1
     trials = list(unit.disturbed(stage, undisturbed, how, times, chance))
