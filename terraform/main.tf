@@ -1,7 +1,7 @@
 # A subordinate: it has no units, machines or constraints of its own, and gets them by integration.
 resource "juju_application" "kata" {
-  name  = var.app_name
-  model = var.model
+  name       = var.app_name
+  model_uuid = var.model_uuid
 
   charm {
     name     = "kata"

@@ -30,8 +30,8 @@ variable "config" {
   default     = {}
 }
 
-variable "model" {
-  description = "Name of the Juju model to deploy to."
+variable "model_uuid" {
+  description = "UUID of the Juju model to deploy to."
   type        = string
   nullable    = false
 }

@@ -4,7 +4,7 @@ terraform {
   required_providers {
     juju = {
       source  = "juju/juju"
-      version = ">= 0.19.0, < 1.0.0"
+      version = ">= 1.0.0, < 3.0.0"
     }
   }
 }
