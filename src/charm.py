@@ -324,15 +324,19 @@ class KataCharm(ops.CharmBase):
         try:
             yield
         except problems.Waiting as problem:
-            log.info("%s", problem)
-            statuses.append(ops.WaitingStatus(str(problem)))
+            status = ops.WaitingStatus(str(problem))
         except problems.Problem as problem:
-            log.warning("%s", problem)
-            statuses.append(ops.BlockedStatus(str(problem)))
+            status = ops.BlockedStatus(str(problem))
         except OSError as error:
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            log.warning("the machine refused: %s", what)
-            statuses.append(ops.BlockedStatus(f"the machine refused: {what}"))
+            status = ops.BlockedStatus(f"the machine refused: {what}")
+        else:
+            return
+        # The same may stop several pieces of work, and each line of Juju's log is a process.
+        if status not in (*self._unit_statuses, *self._app_statuses):
+            level = logging.INFO if isinstance(status, ops.WaitingStatus) else logging.WARNING
+            log.log(level, "%s", status.message)
+        statuses.append(status)
 
     def _on_collect_unit_status(self, event: ops.CollectStatusEvent) -> None:
         for status in self._unit_statuses:
