@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ops import hookcmds, model, storage
 
-from tests.node import hooktools, juju
+from tests.node import hooktools, image, juju
 
 # ops notes a refusal for the security log, which a charm sets up and this test does not.
 pytestmark = pytest.mark.filterwarnings("ignore:JujuLogHandler")
@@ -29,13 +29,15 @@ class Controller:
         self.monkeypatch = monkeypatch
         tools = folder / "tools"
         tools.mkdir()
+        image.ensure_commands()
+        client = juju.compiled(juju.TOOL)
         socket = f"{folder}/socket"
         self.server = subprocess.Popen([sys.executable, "-IS", hooktools.__file__, socket])
         while not pathlib.Path(socket).exists():
             assert self.server.poll() is None
             time.sleep(0.01)
         for name in hooktools.TOOLS:
-            (tools / name).symlink_to(juju.TOOL)
+            (tools / name).symlink_to(client)
         self.environment = {
             "PATH": f"{tools}:/usr/bin:/bin",
             "HOOKTOOLS_STATE": str(self.path),

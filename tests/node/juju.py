@@ -239,7 +239,7 @@ class Unit:
             charm.stage(self.source, pathlib.Path(scratch))
             self.node.copy_in_tree(pathlib.Path(scratch), self.folder)
         self.node.copy_in(pathlib.Path(hooktools.__file__), PROGRAM, 0o755)
-        self.node.copy_in(_compiled(TOOL), CLIENT, 0o755)
+        self.node.copy_in(compiled(TOOL), CLIENT, 0o755)
         links = " ".join(f"{self._tools}/{name}" for name in hooktools.TOOLS)
         self.node.run(f"mkdir -p {self._tools}; for f in {links}; do ln -sf {CLIENT} $f; done")
         self._serve()  # it goes into the snapshot
@@ -517,7 +517,7 @@ def with_charm(
     )
 
 
-def _compiled(source: pathlib.Path) -> pathlib.Path:
+def compiled(source: pathlib.Path) -> pathlib.Path:
     """Return the program of a file in C."""
 
     def make(folder: pathlib.Path) -> None:

@@ -32,8 +32,9 @@ ExecStartPre=
 ExecStartPre=-/usr/bin/timeout --kill-after=1 20 /usr/bin/python3 -I /usr/local/lib/kata-charm/guard.pyz
 """
 _DROP_IN = "/run/systemd/system/containerd.service.d/zz-points.conf"
-# It is there after a hook that found nothing to do.
-_NOTE = "/run/kata-charm/unchanged.json"
+# The first is there after a hook that found nothing to do. The second is known only of a run of
+# containerd that a hook or the guard saw start: one after a power cut may not be.
+_NOTES = ("/run/kata-charm/unchanged.json", "/run/kata-charm/read")
 # What these say depends on times and inodes.
 _FLEETING = re.compile(
     r"/run/kata-charm/|/var/lib/kata-charm/(containerd/(facts|guard|wanted\.json)|release\.json"
@@ -298,7 +299,7 @@ def files(seen: view.View) -> dict[str, str]:
     return {
         path: re.sub(r"^[0-9a-f]{64}", "a file", what) if _FLEETING.match(path) else what
         for path, what in seen.files.items()
-        if path != _NOTE and "__pycache__" not in path
+        if path not in _NOTES and "__pycache__" not in path
     }
 
 

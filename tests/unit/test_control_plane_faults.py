@@ -30,7 +30,7 @@ LABEL = "katacontainers.io/kata-runtime"
 ANSWERS = {
     "drops": ({"drop": True}, "ends half-way|disconnected"),
     "breaks off": ({"half": True}, "not Kubernetes'|closed connection"),
-    "is slow": ({"delay": 1.5}, "no answer within"),
+    "is slow": ({"delay": 3}, "no answer within"),
     "401": ({"status": 401}, "refuses our credentials .401."),
     "403": ({"status": 403}, "does not let us"),
     "404": ({"status": 404}, "404"),
@@ -45,7 +45,7 @@ ANSWERS = {
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(api, "TIMEOUT", 0.5)
+    monkeypatch.setattr(api, "TIMEOUT", 2.0)
 
 
 class Node:
