@@ -14,6 +14,22 @@ ON_THIS_MACHINE = (
 )
 
 
+# They take longest, and begin first: then no file is left for the end that keeps one of two busy.
+LONG = (
+    *(
+        "test_interruptions_on_node",
+        "test_running_sandboxes_on_node",
+        "test_machine_faults_on_node",
+    ),
+    *("test_containerd_on_node", "test_charm_on_node", "test_gpu_on_node", "test_metrics_on_node"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 class ByFile(LoadFileScheduling):
     """Has files run side by side, each as a whole; those that would meet on this machine in turn."""
 

@@ -13,7 +13,7 @@ from tests.node import juju, life, machine
 SEED = os.environ.get("KATA_SEED", "1")
 HOW = ("kill", "cut")
 # A boot takes four times as long as a hook. `make soak` cuts the power in all stages.
-CUT = ("install", "guard", "upgrade to Rust", "removal")
+CUT = ("install", "upgrade to Rust", "removal")
 
 
 @pytest.fixture(scope="module")

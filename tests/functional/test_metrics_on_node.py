@@ -60,7 +60,10 @@ def unit(booted, archives):
 
 
 def metrics(unit, port=8091):
-    return scrape.Metrics.of(unit.node.run(["python3", "-S", "-c", GET.format(port)]).out)
+    # Under emulation it takes seconds from the start of a service to its first answer.
+    ask = ["python3", "-S", "-c", GET.format(port)]
+    assert until(lambda: unit.node.run(ask, check=False).ok, 30), f"nobody answers on {port}"
+    return scrape.Metrics.of(unit.node.run(ask).out)
 
 
 def active(unit):
@@ -78,12 +81,12 @@ def until(condition, seconds=10):
 def test_both_are_served_on_the_loopback_address(unit):
     assert unit.status.name == "active", unit.status
     assert set(active(unit).values()) == {"active"}
+    assert metrics(unit, 8090).value("kata_monitor_running_shim_count") == 0
+    assert metrics(unit).value("kata_charm_info", version=RELEASE, shim="go") == 1
     listening = unit.node.run("cat /proc/net/tcp /proc/net/tcp6").out
     for port in (8090, 8091):
         places = re.findall(rf"(\w+):{port:04X} \w+:0000 0A", listening)
         assert places == ["0100007F"]
-    assert metrics(unit, 8090).value("kata_monitor_running_shim_count") == 0
-    assert metrics(unit).value("kata_charm_info", version=RELEASE, shim="go") == 1
 
 
 def test_the_collector_is_told(unit):
