@@ -27,7 +27,7 @@ def archives(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archives")
     # A real program: it is what runs from the release while a sandbox does.
     program = image.ready().sleep.read_bytes()
-    return {each: standin.archive(each, folder, hypervisor=program) for each in (RELEASE, "4.1.0")}
+    return standin.archives((RELEASE, "4.1.0"), folder, hypervisor=program)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ MAIN = "/etc/kata-containers/configuration.toml"
 def archives(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archives")
     program = image.ready().sleep.read_bytes()
-    return {each: standin.archive(each, folder, hypervisor=program) for each in (NOW, NEXT)}
+    return standin.archives((NOW, NEXT), folder, hypervisor=program)
 
 
 @pytest.fixture(scope="module")

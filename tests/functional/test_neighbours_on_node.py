@@ -37,10 +37,7 @@ version = 2
 def archives(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archives")
     program = image.ready().sleep.read_bytes()
-    return {
-        RELEASE: standin.archive(RELEASE, folder, hypervisor=program),
-        "1.13.0": standin.debs("1.13.0", folder, hypervisor=program),
-    }
+    return standin.archives((RELEASE, "1.13.0"), folder, hypervisor=program)
 
 
 @pytest.fixture

@@ -22,12 +22,7 @@ PROCESSES = (
 def archives(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archives")
     program = image.ready().sleep.read_bytes()
-    return {
-        each: (standin.debs if each.startswith("1.") else standin.archive)(
-            each, folder, hypervisor=program
-        )
-        for each in RELEASES
-    }
+    return standin.archives(RELEASES, folder, hypervisor=program)
 
 
 @pytest.fixture(scope="module")

@@ -275,13 +275,8 @@ class Life:
 
 def archives(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Make a stand-in of each release that the stages need."""
-    program = image.ready().sleep.read_bytes()
-    return {
-        name: (standin.debs if name.startswith("1.") else standin.archive)(
-            name, folder, hypervisor=program
-        )
-        for name in sorted({stage.kata for stage in STAGES} - {""})
-    }
+    releases = sorted({stage.kata for stage in STAGES} - {""})
+    return standin.archives(releases, folder, hypervisor=image.ready().sleep.read_bytes())
 
 
 def served(node: machine.Machine) -> view.View:

@@ -14,7 +14,7 @@ import pathlib
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tests.node import standin_configuration
@@ -60,6 +60,16 @@ def archive(
         shims = ["rust"]
     parts = list(_release(release, shims, hypervisor))
     return _packed([Part(f"opt/kata/{each.path}", *each[1:]) for each in parts], folder / name)
+
+
+def archives(
+    releases: Iterable[str], folder: pathlib.Path, hypervisor: bytes = NOTHING
+) -> dict[str, pathlib.Path]:
+    """Write what each of these releases comes as, packages for 1.x; return the paths by release."""
+    return {
+        each: (debs if each.startswith("1.") else archive)(each, folder, hypervisor=hypervisor)
+        for each in releases
+    }
 
 
 def debs(release: str, folder: pathlib.Path, hypervisor: bytes = NOTHING) -> pathlib.Path:
