@@ -40,7 +40,7 @@ print(protobuf.text(answer, 1))
 def archives(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archives")
     program = image.ready().sleep.read_bytes()
-    return {each: standin.archive(each, folder, hypervisor=program) for each in (RELEASE, "4.1.0")}
+    return standin.archives((RELEASE, "4.1.0"), folder, hypervisor=program)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,9 @@ def unit(booted, archives):
 def metrics(unit, port=8091):
     # Under emulation it takes seconds from the start of a service to its first answer.
     ask = ["python3", "-S", "-c", GET.format(port)]
-    assert until(lambda: unit.node.run(ask, check=False).ok, 30), f"nobody answers on {port}"
-    return scrape.Metrics.of(unit.node.run(ask).out)
+    served = until(lambda: unit.node.run(ask, check=False).out, 30)
+    assert served, f"nobody answers on {port}"
+    return scrape.Metrics.of(served)
 
 
 def active(unit):
