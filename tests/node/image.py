@@ -46,6 +46,7 @@ FILES = {
     "etc/fstab": "/dev/vda / ext4 defaults 0 0\n",
     "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
 }
+# What of systemd's generators a node keeps: they mount its disk, and serve its console.
 GENERATORS = ("systemd-fstab-generator", "systemd-getty-generator")
 # What the machine that runs the tests must have: a command, and the Debian package it comes in.
 COMMANDS = {
@@ -57,10 +58,9 @@ COMMANDS = {
     "cpio": "cpio",
     "tcc": "tcc",
 }
-KEYRING = pathlib.Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # And a file, and its package.
 PRESENT = {
-    KEYRING: "debian-archive-keyring",
+    pathlib.Path("/usr/share/keyrings/debian-archive-keyring.gpg"): "debian-archive-keyring",
     pathlib.Path("/usr/include/stdio.h"): "libc6-dev",
 }
 
