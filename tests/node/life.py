@@ -150,15 +150,20 @@ class Life:
         """Live undisturbed."""
         return {stage.name: self._undisturbed(stage) for stage in stages}
 
-    def _undisturbed(self, stage: Stage) -> Expected:
-        """Live through a stage, and note its points."""
+    def undergo(self, stage: Stage, env: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Live through a stage undisturbed; return the files as it began."""
         self.begin(stage)
         before = files(view.look(self.node))
-        ended = self.start(stage, points.RECORD).wait()
+        ended = self.start(stage, env or {}).wait()
         assert ended.rc == 0, f"{stage.name}: {ended}"
-        found = tuple(points.recorded(self.node))
         if stage.rewritten:
             self.finish(stage)
+        return before
+
+    def _undisturbed(self, stage: Stage) -> Expected:
+        """Live through a stage, and note its points."""
+        before = self.undergo(stage, points.RECORD)
+        found = tuple(points.recorded(self.node))
         after = files(view.look(self.node))
         assert stage.event == "stop" or self.unit.status.name == "active", self.unit.status
         return Expected(before, after, self.unit.status, self.unit.version, found)

@@ -207,8 +207,8 @@ class Machine:
 
     def power_cut(self) -> None:
         """Kill it on the spot: what was not flushed to the disk is lost."""
-        if self._process is not None:
-            self._process.kill()
+        if (process := self._process) is not None:
+            process.kill()
             self._ended()
 
     def poweroff(self, timeout: float = 90) -> None:
@@ -438,13 +438,14 @@ class Machine:
         self._ended()
 
     def _ended(self) -> None:
-        assert self._process
-        self._process.wait()
-        self._process = None
+        # A test may cut the power in a thread of its own, as another closes the machine.
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.wait()
         for each in ("_agent", "_monitor"):
-            if hasattr(self, each):
-                getattr(self, each).close()
-                delattr(self, each)
+            if connection := self.__dict__.pop(each, None):
+                connection.close()
         for functions in self._functions.values():
             for function in functions:
                 function.close()
