@@ -16,6 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 
 KEPT_FOR = 14 * 24 * 3600  # seconds that a thing may lie unused before it is cleared away
+# Whoever changes the charm makes new snapshots at each try, of some 300 MB.
+KEPT = 12  # things of a kind that stay however many come after them; a run needs five
+_IN_USE = 4 * 3600  # seconds; a run or a soak may still go on from what it took
 
 # Called with what is made, such as "images", when that begins (False) and when it is done (True):
 # it takes a minute, and who waits wants to know.
@@ -79,6 +82,9 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
 def _clear_away(shelf: pathlib.Path) -> None:
     """Remove what has not been used for long, and what an interrupted run left behind."""
-    for place in shelf.iterdir():
-        if place.is_dir() and time.time() - place.stat().st_mtime > KEPT_FOR:
+    places = [place for place in shelf.iterdir() if place.is_dir()]
+    places.sort(key=lambda place: place.stat().st_mtime, reverse=True)
+    for number, place in enumerate(places):
+        unused = time.time() - place.stat().st_mtime
+        if unused > (KEPT_FOR if number < KEPT else _IN_USE):
             shutil.rmtree(place, ignore_errors=True)
