@@ -14,7 +14,7 @@ import yaml
 from kata.gpu import guest_kernel
 from kata.machine import node as kata_node
 from tests.node import charm, image, juju, machine, pci, standin
-from tests.unit import test_guest_kernel
+from tests.unit.gpu import test_guest_kernel
 
 GPU, SOUND = "0000:04:00.0", "0000:04:00.1"
 CHARM = yaml.safe_load((charm.REPOSITORY / "charmcraft.yaml").read_text())

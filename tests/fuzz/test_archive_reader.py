@@ -13,7 +13,7 @@ from kata import problems
 from kata.release import archive
 from tests.fuzz import effort
 from tests.unit import archives
-from tests.unit.test_archive import unpack
+from tests.unit.release.test_archive import unpack
 
 NAMES = st.lists(
     st.sampled_from(["opt", "kata", "..", ".", "", "bin", "l", "x", "é", "a\nb", "\0", "y" * 300]),

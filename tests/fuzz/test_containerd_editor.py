@@ -10,8 +10,8 @@ from kata.containerd import config as editor
 from kata.containerd import files, toml_statements
 from kata.containerd import memory as containerd_memory
 from tests.fuzz import effort
+from tests.unit.containerd.test_config import TWO, wanted
 from tests.unit.containerd_documents import BEGIN, documents
-from tests.unit.test_containerd_config import TWO, wanted
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -17,7 +17,8 @@ from kata.observability import telling, told
 from kata.release import release
 from tests import api_server
 from tests.node import standin
-from tests.unit import cards, containerd_machine, kata_machine, kata_releases, test_guest_kernel
+from tests.unit import cards, containerd_machine, kata_machine, kata_releases
+from tests.unit.gpu import test_guest_kernel
 
 AVAILABLE = "Kata runtime available (3.32.0; kata, untrusted)"
 KATA = "/etc/kata-containers/configuration.toml"

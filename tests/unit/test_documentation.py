@@ -10,7 +10,7 @@ import yaml
 
 from kata import settings
 from kata.sandbox import report
-from tests.unit.test_picture import DRAWN, SANDBOX
+from tests.unit.sandbox.test_picture import DRAWN, SANDBOX
 
 TOP = pathlib.Path(__file__).parents[2]
 CHARM = yaml.safe_load((TOP / "charmcraft.yaml").read_text())

@@ -8,13 +8,8 @@ from kata import problems
 from kata.gpu import configuration as gpu_configuration
 from kata.gpu import preparation
 from kata.gpu import recipes as gpu_recipes
-from tests.unit import (
-    cards,
-    kata_releases,
-    test_gpu_recipes,
-    test_guest_image,
-    test_guest_kernel,
-)
+from tests.unit import cards, kata_releases
+from tests.unit.gpu import test_gpu_recipes, test_guest_image, test_guest_kernel
 
 FOLDER = "/opt/kata/share/defaults/kata-containers"
 SHARE = "/opt/kata/share/kata-containers"

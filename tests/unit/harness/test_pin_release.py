@@ -8,7 +8,7 @@ import pytest
 
 from kata.release import published, release
 
-TOP = pathlib.Path(__file__).resolve().parents[2]
+TOP = pathlib.Path(__file__).resolve().parents[3]
 DIGESTS = {name: f"{number:064x}" for number, name in enumerate("abcdef", 1)}
 
 

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-TOOL = pathlib.Path(__file__).parents[2] / "tools" / "audit.py"
+TOOL = pathlib.Path(__file__).parents[3] / "tools" / "audit.py"
 FAULT = {"id": "PYSEC-1", "aliases": ["CVE-1"], "fix_versions": ["2.0"], "description": ""}
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from kata.containerd import files as containerd_files
 from kata.containerd import toml_statements
+from tests.unit.containerd.test_config import wanted
 from tests.unit.containerd_documents import PLUGINS
-from tests.unit.test_containerd_config import wanted
 
 MAIN = "/etc/containerd/config.toml"
 CONF_D = "/etc/containerd/conf.d"

@@ -9,7 +9,8 @@ from kata.gpu import check as gpu_check
 from kata.gpu import configuration as gpu_configuration
 from kata.gpu import preparation, vgpu_driver
 from kata.gpu import report as gpu_report
-from tests.unit import cards, kata_releases, test_guest_kernel
+from tests.unit import cards, kata_releases
+from tests.unit.gpu import test_guest_kernel
 
 FOLDER = "/opt/kata/share/defaults/kata-containers"
 KERNEL = "/srv/vmlinuz"

@@ -13,7 +13,7 @@ from kata import handlers, settings
 from kata.containerd import sections
 from tests.unit.kata_releases import install, options
 
-TOP = pathlib.Path(__file__).parents[2]
+TOP = pathlib.Path(__file__).parents[3]
 CHARM = yaml.safe_load((TOP / "charmcraft.yaml").read_text())
 OPTIONS = CHARM["config"]["options"]
 ENDPOINTS = {**CHARM["requires"], **CHARM.get("provides", {}), **CHARM.get("peers", {})}

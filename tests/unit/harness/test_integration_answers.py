@@ -10,7 +10,7 @@ import yaml
 
 from tests.integration import actions, answers, clusters
 
-CHARM = yaml.safe_load((pathlib.Path(__file__).parents[2] / "charmcraft.yaml").read_text())
+CHARM = yaml.safe_load((pathlib.Path(__file__).parents[3] / "charmcraft.yaml").read_text())
 
 
 def _unit(status="active", message="", agent="idle", **more):

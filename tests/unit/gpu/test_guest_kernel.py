@@ -10,7 +10,7 @@ import zstandard
 
 from kata import problems
 from kata.gpu import guest_kernel
-from tests.unit import test_lz4
+from tests.unit.gpu import test_lz4
 
 GOOD = """\
 CONFIG_HOTPLUG_PCI_PCIE=y
