@@ -64,9 +64,10 @@ def lay_code(node):
 
 
 @pytest.fixture
-def node(node):
-    lay_code(node)
-    return node
+def node(booted):
+    with machine.Machine.restored(booted, functions=True) as node:
+        lay_code(node)
+        yield node
 
 
 def without_iommu():
@@ -75,7 +76,7 @@ def without_iommu():
     # Debian's kernel uses it by default, and others do not: this stands for their default. The
     # kernel takes a dash for an underscore, and the last of such words holds.
     kernel = (*words, "intel-iommu=off")
-    return machine.Machine(machine.Spec(cpu="vendor=GenuineIntel", kernel=kernel))
+    return machine.Machine(machine.Spec(cpu="vendor=GenuineIntel", kernel=kernel), functions=True)
 
 
 def call(node, what, **options):
@@ -145,7 +146,7 @@ def test_a_gpu_and_its_group_go_to_vfio_and_come_back(node):
 
 
 def test_the_charm_makes_a_class_for_it_and_takes_it_back(booted, tmp_path):
-    with machine.Machine.restored(juju.with_charm(booted)) as node:
+    with machine.Machine.restored(juju.with_charm(booted), functions=True) as node:
         unit = juju.Unit(node, "kata/0")
         unit.relate("containerd", "kubernetes-worker")
         unit.attach("kata-archive", standin.archive("3.32.0", tmp_path))

@@ -138,7 +138,14 @@ def test_containers_run(shared):
 # A GPU
 
 
-def test_a_gpu_in_a_group_of_its_own(node):
+@pytest.fixture
+def with_functions(booted):
+    with machine.Machine.restored(booted, functions=True) as node:
+        yield node
+
+
+def test_a_gpu_in_a_group_of_its_own(with_functions):
+    node = with_functions
     assert node.plug_gpu() == [GPU]
     shown = node.run(["lspci", "-vvnn", "-s", GPU]).out
     assert "3D controller [0302]: NVIDIA" in shown
@@ -153,7 +160,8 @@ def test_a_gpu_in_a_group_of_its_own(node):
     assert GPU not in node.run(["lspci", "-D"]).out
 
 
-def test_a_gpu_that_shares_its_group_with_a_sound_card_in_use(node):
+def test_a_gpu_that_shares_its_group_with_a_sound_card_in_use(with_functions):
+    node = with_functions
     gpu, sound = node.plug_gpu(functions=pci.WITH_AUDIO)
     group = f"/sys/bus/pci/devices/{gpu}/iommu_group/devices"
     assert node.run(["ls", group]).out.split() == [gpu, sound]

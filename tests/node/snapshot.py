@@ -44,7 +44,7 @@ def after(
     """
 
     def make(folder: pathlib.Path) -> None:
-        with machine.Machine.restored(base, network) as node:
+        with machine.Machine.restored(base, network=network) as node:
             prepare(node)
             node.save(folder)
 
