@@ -105,6 +105,8 @@ def fetch(
             return transfer.attempt(deadline)
         except https.Failed as error:
             failures = 1 if transfer.note.safe - before >= _PROGRESS else failures + 1
+            if error.nameless and failures > 1:  # once more, and not for minutes
+                failures = patience.attempts
             pause = max(error.wait, patience.pause * 2 ** (failures - 1))
             pause *= random.uniform(0.8, 1.2)  # noqa: S311 - so that a fleet does not ask at once
             if failures >= patience.attempts or time.monotonic() + pause > deadline:

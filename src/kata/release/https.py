@@ -6,6 +6,7 @@
 import contextlib
 import ipaddress
 import os
+import socket
 import ssl
 import urllib.error
 import urllib.parse
@@ -22,11 +23,13 @@ class Failed(Exception):
 
     Attributes:
         wait: seconds that the server asks to wait before.
+        nameless: its name could not be looked up, which may have taken a quarter of a minute.
     """
 
-    def __init__(self, reason: str, wait: float = 0) -> None:
+    def __init__(self, reason: str, wait: float = 0, *, nameless: bool = False) -> None:
         super().__init__(reason)
         self.wait = wait
+        self.nameless = nameless
 
 
 class Answered(Exception):
@@ -87,7 +90,7 @@ def worded(url: str, timeout: float) -> Generator[None]:
         if isinstance(cause, TimeoutError):
             raise Failed(f"nothing came for {timeout:g} s") from error
         reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-        raise Failed(reason) from error
+        raise Failed(reason, nameless=isinstance(cause, socket.gaierror)) from error
 
 
 class _NothingInTheClear(urllib.request.BaseHandler):

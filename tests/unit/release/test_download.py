@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import time
 
 import pytest
@@ -228,6 +229,20 @@ def test_a_server_that_hangs_is_given_up(node, server, answer, words):
         fetch(node, server.url())
     assert time.monotonic() - begun < 5
     assert len(server.asked) == HASTY.attempts
+
+
+def test_a_name_that_is_not_known_is_looked_up_twice(node, monkeypatch):
+    """Each look may take a quarter of a minute: without a network no hook should wait for five."""
+    looked_up = []
+
+    def unknown(host, *_args, **_options):
+        looked_up.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(problems.Waiting, match=r"name resolution; .* attach kata-archive"):
+        fetch(node, "https://mirror.example/kata.tar.zst")
+    assert looked_up == ["mirror.example"] * 2
 
 
 def test_a_hook_ends_in_time_whatever_comes(node, server):
