@@ -25,19 +25,6 @@ AGAIN = "; tried again at the next event"
 
 
 @pytest.fixture
-def stand_in():
-    with api_server.ApiServer() as running:
-        yield running
-
-
-@pytest.fixture
-def server(stand_in):
-    given = api.Server(credentials.Access(stand_in.url, stand_in.token, stand_in.ca))
-    yield given
-    given.close()
-
-
-@pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(api, "TIMEOUT", 0.2)
     monkeypatch.setattr(api, "PATIENCE", 0.5)

@@ -5,26 +5,13 @@ import logging
 import pytest
 
 from kata import problems
-from kata.cluster import api, credentials, node_labels
+from kata.cluster import node_labels
 from tests import api_server
 
 ID = "0123456789abcdef0123456789abcdef"
 LABELS = {node_labels.READY: "true", node_labels.GPU: "true"}
 READY = {node_labels.READY: "true"}
 PATH = "/api/v1/nodes"
-
-
-@pytest.fixture
-def stand_in():
-    with api_server.ApiServer() as running:
-        yield running
-
-
-@pytest.fixture
-def server(stand_in):
-    given = api.Server(credentials.Access(stand_in.url, stand_in.token, stand_in.ca))
-    yield given
-    given.close()
 
 
 @pytest.fixture
