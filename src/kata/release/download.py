@@ -42,6 +42,7 @@ class Patience:
         quiet: seconds in which `least` bytes must come.
         least: bytes.
         attempts: how many may fail in a row.
+        look_ups: the same where not even the server's name is found, which takes long to be told.
         pause: seconds before the second attempt; each further pause is twice as long.
         budget: seconds in all; the next hook goes on.
     """
@@ -49,6 +50,7 @@ class Patience:
     quiet: float = 30
     least: int = 64 << 10
     attempts: int = 5
+    look_ups: int = 2
     pause: float = 1
     budget: float = 1800
 
@@ -105,11 +107,10 @@ def fetch(
             return transfer.attempt(deadline)
         except https.Failed as error:
             failures = 1 if transfer.note.safe - before >= _PROGRESS else failures + 1
-            if error.nameless and failures > 1:  # once more, and not for minutes
-                failures = patience.attempts
+            attempts = patience.look_ups if error.nameless else patience.attempts
             pause = max(error.wait, patience.pause * 2 ** (failures - 1))
             pause *= random.uniform(0.8, 1.2)  # noqa: S311 - so that a fleet does not ask at once
-            if failures >= patience.attempts or time.monotonic() + pause > deadline:
+            if failures >= attempts or time.monotonic() + pause > deadline:
                 raise problems.Waiting(
                     f"download from {transfer.host}: {error}; tried again at the next hook; "
                     "without a network attach kata-archive"
