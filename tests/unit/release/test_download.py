@@ -355,13 +355,10 @@ def test_a_file_that_was_refused_later_is_not_fetched_again(node, secure):
     assert fetch(node, secure.url(), sha256="") == DIGEST
 
 
-def test_a_next_edition_of_the_charm_looks_again(node, secure, monkeypatch, tmp_path):
+def test_a_next_edition_of_the_charm_looks_again(node, secure, next_edition):
     fetch(node, secure.url(), sha256="")
     download.refuse(node, WHERE, "no Kata in it")
-    edition = tmp_path / "download.py"
-    edition.touch()
-    os.utime(edition, (1, 1))  # a checkout may give all files one time
-    monkeypatch.setattr(download, "__file__", str(edition))
+    next_edition(download)
     assert fetch(node, secure.url(), sha256="") == DIGEST
 
 

@@ -211,7 +211,7 @@ def test_after_a_bad_attachment_a_good_one_will_do(node, attach):
     assert ensure(node, attach(archives.release())) is True
 
 
-def test_a_next_edition_of_the_charm_reads_it_again(node, attach, monkeypatch, tmp_path):
+def test_a_next_edition_of_the_charm_reads_it_again(node, attach, monkeypatch, next_edition):
     path = attach(archives.release())
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -223,10 +223,7 @@ def test_a_next_edition_of_the_charm_reads_it_again(node, attach, monkeypatch, t
             ensure(node, path)
     with pytest.raises(problems.Blocked, match="refused: so"):
         ensure(node, path)
-    edition = tmp_path / "sources.py"
-    edition.touch()
-    os.utime(edition, (1, 1))  # a checkout may give all files one time
-    monkeypatch.setattr(sources, "__file__", str(edition))
+    next_edition(sources)
     assert ensure(node, path) is True
 
 
