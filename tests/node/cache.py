@@ -82,9 +82,8 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
 def _clear_away(shelf: pathlib.Path) -> None:
     """Remove what has not been used for long, and what an interrupted run left behind."""
-    places = [place for place in shelf.iterdir() if place.is_dir()]
-    places.sort(key=lambda place: place.stat().st_mtime, reverse=True)
-    for number, place in enumerate(places):
-        unused = time.time() - place.stat().st_mtime
+    now = time.time()
+    places = [(now - place.stat().st_mtime, place) for place in shelf.iterdir() if place.is_dir()]
+    for number, (unused, place) in enumerate(sorted(places)):
         if unused > (KEPT_FOR if number < KEPT else _IN_USE):
             shutil.rmtree(place, ignore_errors=True)
