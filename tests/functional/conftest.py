@@ -53,3 +53,10 @@ def node(booted):
     """A fresh node of the test's own."""
     with machine.Machine.restored(booted) as restored:
         yield restored
+
+
+@pytest.fixture
+def with_functions(booted):
+    """A fresh node of the test's own, into which functions can be plugged."""
+    with machine.Machine.restored(booted, functions=True) as restored:
+        yield restored

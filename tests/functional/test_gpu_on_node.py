@@ -64,10 +64,9 @@ def lay_code(node):
 
 
 @pytest.fixture
-def node(booted):
-    with machine.Machine.restored(booted, functions=True) as node:
-        lay_code(node)
-        yield node
+def node(with_functions):
+    lay_code(with_functions)
+    return with_functions
 
 
 def without_iommu():

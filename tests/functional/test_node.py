@@ -138,12 +138,6 @@ def test_containers_run(shared):
 # A GPU
 
 
-@pytest.fixture
-def with_functions(booted):
-    with machine.Machine.restored(booted, functions=True) as node:
-        yield node
-
-
 def test_a_gpu_in_a_group_of_its_own(with_functions):
     node = with_functions
     assert node.plug_gpu() == [GPU]
