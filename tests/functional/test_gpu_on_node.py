@@ -298,7 +298,7 @@ def test_the_look_agrees_with_lspci(node):
 def test_the_nodes_own_kernel_is_read_as_a_guests_would_be(node, tmp_path):
     release = node.run(["uname", "-r"]).out.strip()
     kernel = tmp_path / f"vmlinuz-{release}"
-    kernel.symlink_to(image.ready().kernel)
+    kernel.symlink_to(image.ready().packed_kernel)
     (tmp_path / f"config-{release}").write_bytes(node.copy_out(f"/boot/config-{release}"))
     read = guest_kernel.read(kata_node.Node(pathlib.Path("/")), str(kernel))
     assert read.version == release
