@@ -222,7 +222,7 @@ def expressions():
     """Every question of the dashboard, for one unit, over a quarter of an hour."""
     panels = json.loads(cos_agent._DASHBOARD.read_text())["panels"]
     found = [(p["title"], target["expr"]) for p in panels for target in p.get("targets", ())]
-    values = {"$__rate_interval": "15m", "$juju_unit": "kata/0", **{
+    values = {"$__rate_interval": "15m", "$__interval": "15m", "$juju_unit": "kata/0", **{
         f"${name}": LABELS[name] for name in ("juju_model", "juju_application")
     }}  # fmt: skip
     for title, asked in found:
