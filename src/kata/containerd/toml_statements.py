@@ -41,7 +41,7 @@ _BASIC = r'"(?:[^"\\\n]|\\[^\n])*"'
 _LITERAL = r"'[^'\n]*'"
 _KEY = rf"(?:[A-Za-z0-9_-]+|{_BASIC}|{_LITERAL})"
 _DOTTED = rf"{_KEY}(?:[ \t]*\.[ \t]*{_KEY})*"
-_LINE_END = r"(?:\#[^\n]*)?\r?(?:\n|\Z)"
+_LINE_END = r"(?:\#[^\n]*)?(?:\r?\n|\Z)"
 
 _STATEMENT = re.compile(
     rf"""[ \t]*(?:

@@ -56,6 +56,9 @@ def test_statements(text, expected):
         ("a = [1}\n", 1),
         ("a = 1 b = 2\n", 1),
         ("= 1\n", 1),
+        ("\r", 1),
+        ("a = 1\n[b]\r", 2),
+        ("a = 1\r", 1),
     ],
 )
 def test_what_is_no_toml_is_named_by_its_line(text, line):

@@ -47,6 +47,7 @@ def start(node, monkeypatch):
 
     monkeypatch.setattr(os, "kill", killed)
     yield start
+    monkeypatch.undo()  # or whoever a test made unkillable is waited for
     for each in started:
         each.started.kill()
         each.started.wait()
