@@ -14,7 +14,7 @@ ON_THIS_MACHINE = (
 )
 
 
-# They take longest, and begin first: then no file is left for the end that keeps one of two busy.
+# They take longest, and begin first: then none is left for the end, when the others have nothing to do.
 LONG = (
     *(
         "test_interruptions_on_node",
