@@ -27,35 +27,23 @@ import rich.table
 import yaml
 
 from tests import api_server
-from tests.node import accelerator, containers, image, juju, machine, snapshot, standin, view
+from tests.node import (
+    accelerator,
+    containerd_charm,
+    containers,
+    image,
+    juju,
+    machine,
+    snapshot,
+    standin,
+    view,
+)
 
 STANDIN = "3.32.0"
 HOST = "10.0.2.2"  # this machine, for QEMU's guests
 KATA_CONFIG = "/etc/kata-containers/configuration.toml"
 MOST = 14  # lines of a list that are shown
 
-# As the containerd charm writes the file when it is told of Kata by the relation `untrusted`: the
-# whole file anew, and with the options table that fails.
-FOREIGN = """\
-# written anew by another program
-version = 2
-
-[plugins."io.containerd.grpc.v1.cri"]
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
-      runtime_type = "io.containerd.kata.v2"
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata.options]
-        Runtime = "kata-runtime"
-        RuntimeRoot = "/usr/bin/kata-runtime"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
-    conf_dir = "/etc/cni/net.d"
-
-[plugins."io.containerd.internal.v1.opt"]
-  path = "/var/lib/containerd/opt"
-"""
 # Kata's own limits, where the processor of the node and that of its guests are emulated: whichever of
 # these a release knows, with what to set it to.
 PATIENCE = {
@@ -241,7 +229,7 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
         "Another program rewrites containerd's file, and restarts containerd",
         "no hook of the charm runs: its guard does, before containerd starts",
     ):
-        node.copy_in(FOREIGN, view.CONFIG)
+        node.copy_in(containerd_charm.WRITTEN, view.CONFIG)
         node.run(["systemctl", "restart", "containerd"], timeout=120)
         _settle(node)
     demo.expect("runtimes.untrusted" in demo.seen.config, "Kata's handlers are there again")
@@ -277,7 +265,8 @@ def play(demo: Demo, archive: pathlib.Path, api: api_server.ApiServer, real: boo
         f"nothing of the charm is left ({len(demo.seen.files)} paths compared)",
     )
     demo.expect(
-        demo.seen.config == FOREIGN, "containerd's file has the other program's bytes again"
+        demo.seen.config == containerd_charm.WRITTEN,
+        "containerd's file has the other program's bytes again",
     )
     demo.expect(not api.objects.stored["runtimeclasses"], "the RuntimeClass is gone")
     labels = api.objects.stored["nodes"]["node"]["metadata"]["labels"]

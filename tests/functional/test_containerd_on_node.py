@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.node import cache, machine, snapshot
+from tests.node import cache, containerd_charm, machine, snapshot
 
 HERE = pathlib.Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -17,24 +17,6 @@ DRIVER = HERE / "containerd_driver.py"
 PACKAGES = ("jinja2", "markupsafe", "tomlkit")
 MAIN = "/etc/containerd/config.toml"
 SHIM = "/usr/local/bin/containerd-shim-kata-v2"
-# What the Charmed Kubernetes containerd charm would write now.
-REWRITTEN = """\
-version = 2
-[plugins]
-  [plugins."io.containerd.grpc.v1.cri"]
-    sandbox_image = "rocks.canonical.com:443/cdk/pause:3.9"
-    [plugins."io.containerd.grpc.v1.cri".containerd]
-      [plugins."io.containerd.grpc.v1.cri".containerd.untrusted_workload_runtime]
-        runtime_type= "io.containerd.kata.v2"
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes]
-        [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-          runtime_type = "io.containerd.runc.v2"
-        [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
-          runtime_type= "io.containerd.kata.v2"
-          [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata.options]
-            Runtime = "kata-runtime"
-            RuntimeRoot = "/usr/bin/kata-runtime"
-"""
 # A containerd that does as it is told by a file, once it has read handlers of ours.
 WILFUL = """#!/bin/bash
 case "$*" in *config*|*version*) exec /usr/bin/containerd.real "$@" ;; esac
@@ -159,7 +141,7 @@ def test_a_life(node):
 
 def test_the_guard_heals_a_rewrite_when_containerd_starts(node):
     ensure(node)
-    node.copy_in(REWRITTEN, MAIN, 0o600)
+    node.copy_in(containerd_charm.WRITTEN, MAIN, 0o600)
     node.run("systemctl restart containerd")
     assert handlers(node) == {"runc", "kata", "untrusted"}
     assert cri(node) == "ok"
@@ -173,7 +155,7 @@ def test_the_guard_heals_a_rewrite_when_containerd_starts(node):
     assert not ensure(node)["changed"]
     assert invocation(node) == run
     call(node, "remove")
-    assert read(node) == REWRITTEN
+    assert read(node) == containerd_charm.WRITTEN
 
 
 @pytest.mark.parametrize(
@@ -189,7 +171,7 @@ def test_the_guard_heals_a_rewrite_when_containerd_starts(node):
 )
 def test_a_damaged_guard_never_stops_containerd(node, damage):
     ensure(node)
-    node.copy_in(REWRITTEN, MAIN)
+    node.copy_in(containerd_charm.WRITTEN, MAIN)
     node.run(f"{damage}; systemctl restart containerd")
     assert is_active(node) == "active"
     assert cri(node) == "ok"

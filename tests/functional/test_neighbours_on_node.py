@@ -5,32 +5,17 @@ import json
 import pytest
 
 from tests import api_server
-from tests.node import containers, image, juju, machine, standin, view
+from tests.node import containerd_charm, containers, image, juju, machine, standin, view
 
 HOST = "10.0.2.2"  # this machine, for QEMU's guests
 RELEASE = "3.32.0"
 SHIM = "/usr/local/bin/containerd-shim-kata-v2"
 DEAD = "/etc/apt/sources.list.d/kata-containers.list"
-# What the reactive charm wrote (charmed-kubernetes/charm-kata, reactive/kata.py), and what the
-# containerd charm made of its relation with it (templates/config_v2.toml).
+# What the reactive charm wrote (charmed-kubernetes/charm-kata, reactive/kata.py).
 DEAD_SOURCE = (
     "deb http://download.opensuse.org/repositories/home:/katacontainers:/releases:/x86_64:/master"
     "/xUbuntu_20.04/ /\n"
 )
-UNTRUSTED = """\
-version = 2
-[plugins."io.containerd.grpc.v1.cri"]
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.untrusted]
-      runtime_type = "io.containerd.kata.v2"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
-      runtime_type = "io.containerd.kata.v2"
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata.options]
-        Runtime = "kata-runtime"
-        RuntimeRoot = "/usr/bin/kata-runtime"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +143,7 @@ def test_from_the_older_charm(node, archives):
         "mkdir /root/debs && tar -xf /root/debs.tar -C /root/debs && dpkg -i /root/debs/*.deb"
     )
     node.copy_in(DEAD_SOURCE, DEAD)
-    node.copy_in(UNTRUSTED, view.CONFIG)
+    node.copy_in(containerd_charm.WRITTEN, view.CONFIG)
     node.run(["systemctl", "restart", "containerd"], timeout=120)
     before = view.look(node)
     packages = node.run("dpkg -l 'kata-*' | grep ^ii").out

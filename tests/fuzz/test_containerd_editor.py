@@ -1,8 +1,5 @@
 """The editor of containerd's configuration: whatever stands there, it is edited rightly or not."""
 
-import sys
-
-import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,18 +7,9 @@ from kata.containerd import config as editor
 from kata.containerd import files, toml_statements
 from kata.containerd import memory as containerd_memory
 from tests.fuzz import effort
+from tests.toml_reader import parse
 from tests.unit.containerd.test_config import TWO, wanted
 from tests.unit.containerd_documents import BEGIN, documents
-
-if sys.version_info >= (3, 11):
-    import tomllib
-
-    parse = tomllib.loads
-else:
-
-    def parse(text):
-        return tomlkit.parse(text).unwrap()
-
 
 PIECES = [
     *(

@@ -1,9 +1,7 @@
 """Whatever an option holds, it changes its own keys in what is written, and nothing beside them."""
 
 import contextlib
-import sys
 
-import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,17 +10,8 @@ from kata.cluster import runtime_classes
 from kata.configuration import handler_files
 from kata.containerd import config, sections
 from tests.fuzz import effort
+from tests.toml_reader import parse
 from tests.unit import kata_releases
-
-if sys.version_info >= (3, 11):
-    import tomllib
-
-    parse = tomllib.loads
-else:
-
-    def parse(text):
-        return tomlkit.parse(text).unwrap()
-
 
 # Characters and words that mean something to TOML, a shell, a path, a unit file or a template.
 PIECES = [

@@ -12,19 +12,18 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
-from tests.node import agent, containers, image, juju, machine, points, standin, view
+from tests.node import (
+    agent,
+    containerd_charm,
+    containers,
+    image,
+    juju,
+    machine,
+    points,
+    standin,
+    view,
+)
 
-REWRITTEN = """\
-# written anew by another program
-version = 2
-[plugins."io.containerd.grpc.v1.cri"]
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-    runtime_type = "io.containerd.runc.v2"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
-    runtime_type = "io.containerd.kata.v2"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata.options]
-      Runtime = "kata-runtime"
-"""
 # The guard as its drop-in starts it, but with Python's site packages: they count.
 _COUNTED_GUARD = """\
 [Service]
@@ -134,7 +133,7 @@ class Life:
         if stage.event == "stop":
             self.unit.state["planned_units"] = []
         if stage.rewritten:
-            self.node.copy_in(REWRITTEN, view.CONFIG)
+            self.node.copy_in(containerd_charm.WRITTEN, view.CONFIG)
         self.node.run("sync")
 
     def start(self, stage: Stage, env: Mapping[str, str]) -> juju.Hook | agent.Command:

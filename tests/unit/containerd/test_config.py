@@ -1,7 +1,6 @@
 """The editor: what it adds, what it leaves alone, and that it takes back all that it did."""
 
 import copy
-import sys
 
 import pytest
 import tomlkit
@@ -10,17 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from kata.containerd import config as editor
 from kata.containerd import toml_statements
 from tests.conftest import corpus
+from tests.toml_reader import parse
 from tests.unit.containerd_documents import PLUGINS, documents
-
-if sys.version_info >= (3, 11):
-    import tomllib
-
-    parse = tomllib.loads
-else:
-
-    def parse(text):
-        return tomlkit.parse(text).unwrap()
-
 
 KATA = {
     "runtime_type": "io.containerd.kata.v2",
