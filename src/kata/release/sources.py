@@ -57,13 +57,13 @@ def provide(
         folder = None
     else:
         folder = _published(node, asked, pace)
-    _keep_only(node, ())
+    _tidy(node)
     return folder
 
 
 def forget(node: kata_node.Node) -> None:
     """Remove what was downloaded, and what was noted of the attached file."""
-    _keep_only(node, ())
+    _tidy(node)
     node.remove(DOWNLOADS)
     node.remove(ATTACHED)
 
@@ -214,18 +214,28 @@ def _keep_only(node: kata_node.Node, names: Collection[str]) -> None:
             node.remove(f"{DOWNLOADS}/{each.name}")
 
 
+def _tidy(node: kata_node.Node) -> None:
+    """Remove what is installed by now, and what a killed hook may have left of it."""
+    _keep_only(node, ())
+    _remove_debs(node)
+
+
 @contextlib.contextmanager
 def _deb_folder(node: kata_node.Node) -> Generator[pathlib.Path]:
-    """Lend a folder that only root sees, and that a killed hook cannot leave behind for good."""
-    import shutil
-
+    """Lend a folder that only root sees."""
     place = node.path(_DEBS)
-    shutil.rmtree(place, ignore_errors=True)
+    _remove_debs(node)
     place.mkdir(mode=0o700)
     try:
         yield place
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        _remove_debs(node)
+
+
+def _remove_debs(node: kata_node.Node) -> None:
+    import shutil
+
+    shutil.rmtree(node.path(_DEBS), ignore_errors=True)
 
 
 def _digest(file: BinaryIO, progress: Callable[[int], object]) -> str:

@@ -473,6 +473,7 @@ def test_leftovers_are_cleared(node, attach):
     found = "\n".join(node.tree())
     assert "partial" not in found
     assert "gone" not in found
+    assert "half" not in found
 
 
 class Dead(BaseException):
@@ -814,6 +815,19 @@ def test_a_link_that_a_killed_hook_left_beside_packages_goes(node, attach):
     node.path("/opt/kata").symlink_to(f"{release.RELEASES}/4.1.0-0123456789ab")
     installation.collect(node)
     assert not node.path("/opt/kata").is_symlink()
+
+
+@pytest.mark.parametrize("follows", ["the next hook", "the removal"])
+def test_packages_that_a_killed_hook_left_beside_installed_ones_go(node, attach, follows):
+    apt(node)
+    path = attach(DEBS)
+    ensure(node, path)
+    node.lay({f"{release.STATE}/debs/kata-runtime_1.13.0-1_amd64.deb": "x"})
+    if follows == "the removal":
+        installation.remove(node)
+    else:
+        assert ensure(node, path) is False
+    assert not node.path(f"{release.STATE}/debs").exists()
 
 
 def test_packages_that_were_upgraded_tell_their_new_version(node, attach):
